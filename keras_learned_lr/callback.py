@@ -1,0 +1,365 @@
+"""LearnedLearningRate: when to decide inside `model.fit`, and nothing about how."""
+
+import dataclasses
+import math
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_learned_lr.control.actions import ActionForm
+from keras_learned_lr.control.controller import (
+    Controller,
+    Decision,
+    LearningController,
+)
+from keras_learned_lr.control.schedules import EverySteps
+from keras_learned_lr.control_loop import ControlLoop, Record
+from keras_learned_lr.controllers import as_controller
+from keras_learned_lr.observation.validation import ValidationLoss
+
+# Steps that an epoch of unknown length is taken to have at least.
+SHORTEST_EPOCH = 100
+
+
+class LearnedLearningRate(keras.callbacks.Callback):
+    """Lets a controller set the learning rate while a model trains.
+
+    The controller decides before the first training step and then every so many steps;
+    what it sets is `default learning rate × level`, annealed where its action form
+    says so. When the run ends, the optimizer's learning rate is what it was before.
+
+    Example:
+
+    ```python
+    import keras
+    from keras_learned_lr import LearnedLearningRate
+
+    model.compile("adam", "sparse_categorical_crossentropy")
+    rate = LearnedLearningRate("path/to/controller", validation_data=(x_val, y_val))
+    model.fit(x, y, epochs=10, callbacks=[rate])
+    ```
+
+    Callbacks that log, such as `CSVLogger` and `TensorBoard`, find the learning rate
+    in `logs["learning_rate"]` if they come after this one.
+
+    Args:
+        controller: The name of a shipped controller, a path, a `Controller`, a
+            TF-Agents `TFPolicy` or `PolicySaver` folder, or a `ControllerLearner`,
+            which then learns during `fit`.
+        validation_data: What `fit` takes as `validation_data`. Without it the
+            controller watches the training loss.
+        validation_size: Examples of it that are looked at, drawn once; None for all.
+        update_freq: Training steps between decisions, or "auto" for the schedule that
+            the controller carries.
+        total_steps: Training steps of the whole run; needed only where `fit` cannot
+            tell, as with a generator of unknown length and one epoch.
+        default_learning_rate: Starts from this in place of the learning rate that the
+            optimizer was compiled with.
+        min_learning_rate: Smallest learning rate; by default the controller's range
+            around the default.
+        max_learning_rate: Largest learning rate, likewise.
+        designated_layer: Name of the layer whose weights are watched, where the
+            controller watches one; by default the last with a weight matrix.
+        probe_size: Training examples of each window that are looked at.
+        seed: Seeds the draw of validation examples.
+        verbose: 1 prints every decision.
+
+    Raises:
+        ValueError: If an argument is out of its range, or the controller is unknown.
+        TypeError: If `controller` is of no known kind.
+    """
+
+    def __init__(
+        self,
+        controller: Any = "default",
+        *,
+        validation_data: Any = None,
+        validation_size: int | None = 256,
+        update_freq: int | str = "auto",
+        total_steps: int | None = None,
+        default_learning_rate: float | None = None,
+        min_learning_rate: float | None = None,
+        max_learning_rate: float | None = None,
+        designated_layer: str | None = None,
+        probe_size: int = 32,
+        seed: int | None = None,
+        verbose: int = 0,
+    ) -> None:
+        super().__init__()
+        if keras.config.backend() != "tensorflow":
+            raise ValueError(
+                "LearnedLearningRate needs Keras's TensorFlow backend. Received: "
+                f"KERAS_BACKEND={keras.config.backend()!r}. Set "
+                "KERAS_BACKEND=tensorflow before Keras is imported."
+            )
+        _check_count("validation_size", validation_size)
+        _check_count("total_steps", total_steps)
+        _check_count("probe_size", probe_size)
+        if update_freq != "auto":
+            if isinstance(update_freq, str):
+                raise ValueError(
+                    '`update_freq` must be "auto" or a positive number of steps. '
+                    f"Received: {update_freq!r}"
+                )
+            _check_count("update_freq", update_freq)
+        _check_rates(default_learning_rate, min_learning_rate, max_learning_rate)
+        self.controller: Controller = as_controller(controller)
+        self._validation_data = validation_data
+        self._validation_size = validation_size
+        self._update_freq = update_freq
+        self._total_steps = total_steps
+        self._default_learning_rate = default_learning_rate
+        self._bounds = (min_learning_rate, max_learning_rate)
+        self._designated_layer = designated_layer
+        self._probe_size = probe_size
+        self._seed = 0 if seed is None else seed
+        self._verbose = verbose
+        self._loop: ControlLoop | None = None
+        self._loop_key: tuple = ()
+        self._records: list[Record] = []
+        self._rewards: list[float] = []
+        self._running = False
+
+    @property
+    def decisions(self) -> dict[str, Any]:
+        """The decisions of the last run, as arrays with one entry a decision.
+
+        Keys are `step` (training steps taken before it), `learning_rate`, `factor`,
+        `action`, `loss` (validation loss, or training loss where there is no
+        validation data), `held`, and `observation`, a dict of arrays by feature name.
+        After a run in which the controller learned, `reward` holds what each decision
+        earned, NaN for one that the run's end left open.
+        """
+        records = self._records
+        names = self.controller.observation_spec.names
+        observations = np.reshape([r.observation for r in records], [-1, len(names)])
+        table: dict[str, Any] = {
+            field: np.array([getattr(r, field) for r in records])
+            for field in ("step", "learning_rate", "factor", "action", "loss", "held")
+        }
+        table["observation"] = dict(zip(names, observations.T, strict=True))
+        if isinstance(self.controller, LearningController):
+            open_ended = [math.nan] * (len(records) - len(self._rewards))
+            table["reward"] = np.array(self._rewards + open_ended)
+        return table
+
+    # The hooks of fit.
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Checks the set-up; nothing of the model is touched before all of it holds."""
+        self._break_off()
+        if not self.model.compiled:
+            raise ValueError(
+                "The model is not compiled. Call `model.compile(optimizer=..., "
+                "loss=...)` before `fit`."
+            )
+        form = self._form()
+        self._steps = self.params.get("steps")
+        self._check_horizon(form)
+        if self._validation_data is None:
+            warnings.warn(
+                "LearnedLearningRate has no `validation_data`: the controller watches "
+                "the training loss in its place.",
+                stacklevel=2,
+            )
+        self._prepare_loop(form)
+        self._records, self._rewards = [], []
+        self._begun, self._broken, self._warned = False, False, False
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Begins the run at its first epoch: only here `initial_epoch` is known."""
+        if not self._begun:
+            self._begun = self._running = True
+            self._epochs = self.params["epochs"] - epoch
+            self._step = self._epoch_start = 0
+            self._loop.start(self._horizon())
+            if isinstance(self.controller, LearningController):
+                self.controller.begin_episode()
+            self._decide()
+
+    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
+        """Tells the probe that the coming step belongs to this run."""
+        self._loop.probe.expect_step()
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Decides where a decision is due."""
+        # With `steps_per_execution` the last index of an epoch may overshoot.
+        done = batch + 1 if self._steps is None else min(batch + 1, self._steps)
+        self._step = self._epoch_start + done
+        if self._step >= self._due and self._step < self._horizon():
+            self._decide()
+        if logs is not None:
+            logs.update(self._logs)
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Logs the learning rate in force."""
+        if self._steps is None:
+            self._step = int(self._loop.probe.step)
+            self._steps = self._step - self._epoch_start
+            self._loop.set_horizon(self._horizon())
+        self._epoch_start += self._steps
+        self._step = self._epoch_start
+        if logs is not None:
+            logs.update(self._loop.logs())
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        """Closes the run and leaves the model as it was before."""
+        if isinstance(self.controller, LearningController) and not self._broken:
+            # A last look tells what the last action earned; its own is never applied.
+            record = self._loop.decide()
+            self._note_reward(self.controller.end_episode(_decision(record)))
+        self._running = False
+        self._loop.stop()
+
+    # How the parts are put together.
+
+    def _form(self) -> ActionForm:
+        form = self.controller.action_form
+        if self._update_freq == "auto":
+            return form
+        return dataclasses.replace(form, schedule=EverySteps(self._update_freq))
+
+    def _check_horizon(self, form: ActionForm) -> None:
+        told = self._total_steps or self._steps or self.params.get("epochs", 1) > 1
+        needs = self.controller.observation_spec.needs
+        if told or not (form.needs_horizon or "horizon" in needs):
+            return
+        raise ValueError(
+            "The length of this run is unknown: the data has no known number of "
+            "batches and there is one epoch only, but the controller plans for a whole "
+            "run. Received: steps=None, epochs=1. Pass "
+            "`LearnedLearningRate(total_steps=...)`, or `steps_per_epoch` to `fit`."
+        )
+
+    def _prepare_loop(self, form: ActionForm) -> None:
+        model = self.model
+        # What a `compile` renews; while it stays, graphs traced before serve again.
+        key = (
+            model,
+            model.optimizer,
+            model._loss_tracker,
+            *(model.steps_per_execution, model.jit_compile, model.run_eagerly),
+            *(id(v) for v in model.trainable_variables),
+        )
+        same = len(key) == len(self._loop_key) and all(
+            new is old or new == old
+            for new, old in zip(key, self._loop_key, strict=True)
+        )
+        if self._loop is not None and same:
+            return
+        validation_loss = None
+        if self._validation_data is not None:
+            validation_loss = ValidationLoss(
+                model, self._validation_data, self._validation_size, self._seed
+            )
+        self._loop = ControlLoop(
+            model,
+            self.controller,
+            form,
+            validation_loss,
+            self._designated_layer,
+            self._probe_size,
+            self._default_learning_rate,
+            *self._bounds,
+        )
+        self._loop_key = key
+
+    def _horizon(self) -> int:
+        if self._total_steps:
+            return self._total_steps
+        if self._steps is not None:
+            return self._steps * self._epochs
+        # Inside a first epoch of unknown length we are taken to be half through it.
+        return self._epochs * max(SHORTEST_EPOCH, 2 * self._step)
+
+    def _decide(self) -> None:
+        if self._broken:
+            return
+        horizon = self._horizon()
+        due = self._loop.next_decision(self._step, horizon)
+        # Accumulated gradients are applied every so many steps; a decision falls there.
+        accumulated = self.model.optimizer.gradient_accumulation_steps or 1
+        self._due = -(-due // accumulated) * accumulated
+        self._loop.set_horizon(horizon)
+        try:
+            record = self._loop.decide()
+        except Exception as error:
+            if self._step == 0:
+                self._break_off()
+                raise
+            # What worked before step 1 may fail later: out of memory, a lost device.
+            self._broken = True
+            self._warn(f"A decision failed: {error} No more are made in this run.")
+            return
+        self._records.append(record)
+        self._logs = self._loop.logs(record.learning_rate)
+        if isinstance(self.controller, LearningController):
+            self._note_reward(self.controller.record(_decision(record)))
+        if record.held:
+            self._warn(
+                "A loss or an action was not finite. The learning rate stays at "
+                f"{record.learning_rate:g}, the last under which losses were finite."
+            )
+        if self._verbose:
+            print(
+                f"step {record.step}: learning rate {record.learning_rate:.3g}, "
+                f"factor {record.factor:.3g}, loss {record.loss:.4g}"
+            )
+
+    def _note_reward(self, reward: float | None) -> None:
+        if reward is not None:
+            self._rewards.append(reward)
+
+    def _break_off(self) -> None:
+        """Cleans up after a run that an exception ended."""
+        if not self._running:
+            return
+        self._running = False
+        self._loop.stop()
+        if isinstance(self.controller, LearningController):
+            self.controller.end_episode(None)
+
+    def _warn(self, message: str) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(f"LearnedLearningRate: {message}", stacklevel=3)
+
+
+def _decision(record: Record) -> Decision:
+    return Decision(
+        observation=record.observation,
+        action=record.action,
+        info=record.info,
+        loss=record.loss,
+        first_loss=record.first_loss,
+        finite=record.finite and not record.held,
+    )
+
+
+def _check_count(name: str, value: Any) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"`{name}` must be a positive integer. Received: {value!r}")
+
+
+def _check_rates(
+    default: float | None, minimum: float | None, maximum: float | None
+) -> None:
+    named = {
+        "default_learning_rate": default,
+        "min_learning_rate": minimum,
+        "max_learning_rate": maximum,
+    }
+    for name, value in named.items():
+        if value is not None and not (0 < value < math.inf):
+            raise ValueError(
+                f"`{name}` must be positive and finite. Received: {value!r}"
+            )
+    if minimum is not None and maximum is not None and minimum > maximum:
+        raise ValueError(
+            "`min_learning_rate` must not exceed `max_learning_rate`. Received: "
+            f"{minimum} > {maximum}"
+        )

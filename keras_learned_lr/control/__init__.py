@@ -1,0 +1,1 @@
+"""What a controller does: action forms, controllers, export."""

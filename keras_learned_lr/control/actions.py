@@ -1,0 +1,251 @@
+"""Action forms: how a controller's number becomes a learning rate.
+
+Every place that sets a learning rate (the callback, the meta-training environment, a
+client of a served controller) calls the one `ActionForm.step`. All tensors are float32
+scalars, or `[batch]` for many trainees at once.
+"""
+
+import dataclasses
+import math
+from typing import ClassVar, NamedTuple
+
+import tensorflow as tf
+
+from keras_learned_lr.control.config import Configurable
+from keras_learned_lr.control.schedules import EverySteps, Geometric, Schedule
+
+# The last step of an annealed run still moves the weights; a learning rate is never 0.
+ENVELOPE_FLOOR = 1e-3
+
+
+class ActionState(NamedTuple):
+    """Where the learning rate of a run stands.
+
+    Attributes:
+        level: The most recent learning rate before the envelope.
+        default: The learning rate that the optimizer was compiled with.
+        low: Smallest level.
+        high: Largest level.
+        floor: Smallest learning rate after the envelope; 0 where the user set none.
+    """
+
+    level: tf.Tensor
+    default: tf.Tensor
+    low: tf.Tensor
+    high: tf.Tensor
+    floor: tf.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Width(Configurable):
+    """How far one action may move the learning rate at each point of the run.
+
+    `final + (initial - final) * exp(-progress / decay)` decades: wide enough at the
+    start to rescue a hopeless default, narrow later, where a jump only does harm.
+
+    Attributes:
+        initial: Decades that an action of 1 moves the level before step 1.
+        final: Decades towards the end of the run.
+        decay: Share of the run in which the difference falls to 1/e.
+    """
+
+    kind: ClassVar[str] = "width"
+    initial: float = 2.0
+    final: float = 0.1
+    decay: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not (self.initial > 0 and self.final > 0 and self.decay > 0):
+            raise ValueError(
+                f"`initial`, `final` and `decay` must be positive. Received: {self}"
+            )
+
+    def at(self, progress: tf.Tensor) -> tf.Tensor:
+        """Returns the width in decades at `progress` in [0, 1]."""
+        return self.final + (self.initial - self.final) * tf.exp(-progress / self.decay)
+
+
+def constant_envelope(progress: tf.Tensor) -> tf.Tensor:
+    """Returns 1 everywhere: no annealing."""
+    return tf.ones_like(progress)
+
+
+def cosine_envelope(progress: tf.Tensor) -> tf.Tensor:
+    """Returns half a cosine from 1 to `ENVELOPE_FLOOR` (Loshchilov & Hutter 2017, eq. 5)."""
+    half_cosine = 0.5 * (1.0 + tf.cos(math.pi * progress))
+    return ENVELOPE_FLOOR + (1.0 - ENVELOPE_FLOOR) * half_cosine
+
+
+ENVELOPES = {"constant": constant_envelope, "cosine": cosine_envelope}
+
+
+@dataclasses.dataclass(frozen=True)
+class ActionForm(Configurable):
+    """Base of all forms: clamps, holds and the envelope are the same for each.
+
+    Attributes:
+        schedule: When the controller decides.
+        range_decades: The level stays within `default * 10**±range_decades`, unless
+            the user gives bounds.
+        envelope: Annealing on top of the level, a key of `ENVELOPES`.
+    """
+
+    kind: ClassVar[str] = "action form"
+    schedule: Schedule = Geometric()
+    range_decades: float = 4.0
+    envelope: str = "constant"
+
+    def __post_init__(self) -> None:
+        if self.range_decades <= 0:
+            raise ValueError(
+                f"`range_decades` must be positive. Received: {self.range_decades}"
+            )
+        if self.envelope not in ENVELOPES:
+            raise ValueError(
+                f"Unknown envelope: {self.envelope!r}. Known: {sorted(ENVELOPES)}"
+            )
+
+    @property
+    def needs_horizon(self) -> bool:
+        """Whether the form plans for a run of known length."""
+        return self.envelope != "constant" or self.schedule.needs_horizon
+
+    def initial_state(
+        self,
+        default: float | tf.Tensor,
+        minimum: float | None = None,
+        maximum: float | None = None,
+    ) -> ActionState:
+        """Returns the state of a run that starts at its default learning rate.
+
+        Args:
+            default: The learning rate that the optimizer was compiled with, scalar or
+                `[batch]`.
+            minimum: The user's smallest learning rate, or None.
+            maximum: The user's largest learning rate, or None.
+        """
+        default = tf.convert_to_tensor(default, tf.float32)
+        low = default * 10.0**-self.range_decades
+        high = default * 10.0**self.range_decades
+        floor = tf.zeros_like(default)
+        if minimum is not None:
+            low = floor = tf.fill(tf.shape(default), tf.constant(minimum, tf.float32))
+        if maximum is not None:
+            high = tf.fill(tf.shape(default), tf.constant(maximum, tf.float32))
+        low = tf.minimum(low, high)
+        level = tf.clip_by_value(default, low, high)
+        return ActionState(level, default, low, high, floor)
+
+    def step(
+        self, state: ActionState, action: tf.Tensor, step: tf.Tensor, horizon: tf.Tensor
+    ) -> tuple[ActionState, tf.Tensor]:
+        """Applies one action.
+
+        Args:
+            state: Where the learning rate stands.
+            action: The controller's number, meant for [-1, 1]. What lies outside is
+                clipped; what is not finite leaves the level where it is.
+            step: Training steps taken so far, t.
+            horizon: Training steps of the whole run, T.
+
+        Returns:
+            The new state, and the learning rate for the next training step.
+        """
+        clipped = tf.clip_by_value(action, -1.0, 1.0)
+        moved = self._move(state, clipped, progress_of(step, horizon))
+        moved = tf.clip_by_value(moved, state.low, state.high)
+        level = tf.where(tf.math.is_finite(action), moved, state.level)
+        state = state._replace(level=level)
+        return state, self.learning_rate(state, step, horizon)
+
+    def learning_rate(
+        self, state: ActionState, step: tf.Tensor, horizon: tf.Tensor
+    ) -> tf.Tensor:
+        """Returns the learning rate at `step`: the level under the envelope."""
+        shape = ENVELOPES[self.envelope](progress_of(step, horizon))
+        return tf.maximum(state.level * shape, tf.minimum(state.floor, state.level))
+
+    def _move(
+        self, state: ActionState, action: tf.Tensor, progress: tf.Tensor
+    ) -> tf.Tensor:
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaleFactor(ActionForm):
+    """New learning rate = most recent learning rate × factor: the published form.
+
+    The factor is `10 ** (action * width)`, so that an action of 0 keeps the learning
+    rate and equal and opposite actions undo each other.
+
+    Attributes:
+        width: How far an action of ±1 moves the learning rate.
+    """
+
+    schedule: Schedule = EverySteps(20)
+    width: Width = Width(initial=0.3, final=0.3)
+
+    @property
+    def needs_horizon(self) -> bool:
+        """Whether the form plans for a run of known length."""
+        return super().needs_horizon or self.width.initial != self.width.final
+
+    def _move(
+        self, state: ActionState, action: tf.Tensor, progress: tf.Tensor
+    ) -> tf.Tensor:
+        return state.level * 10.0 ** (action * self.width.at(progress))
+
+
+@dataclasses.dataclass(frozen=True)
+class AnchoredScaleFactor(ScaleFactor):
+    """The same factor on a level, with annealing built in.
+
+    Learning rate = level × envelope(t / T). The controller finds and holds the level;
+    it need not learn to anneal.
+    """
+
+    schedule: Schedule = Geometric()
+    envelope: str = "cosine"
+    width: Width = Width()
+
+
+@dataclasses.dataclass(frozen=True)
+class LogLearningRate(ActionForm):
+    """The action is the logarithm of the learning rate over the default.
+
+    The published system weighs and rejects this form: it does not depend on where the
+    learning rate was. It is here for comparison.
+    """
+
+    schedule: Schedule = EverySteps(20)
+
+    def _move(
+        self, state: ActionState, action: tf.Tensor, progress: tf.Tensor
+    ) -> tf.Tensor:
+        return state.default * 10.0 ** (action * self.range_decades)
+
+
+@dataclasses.dataclass(frozen=True)
+class DirectLearningRate(ActionForm):
+    """The action is the learning rate itself: -1 is the smallest, 1 is `largest`.
+
+    The published system weighs and rejects this form. It is here for comparison.
+
+    Attributes:
+        largest: Learning rate over default at an action of 1.
+    """
+
+    schedule: Schedule = EverySteps(20)
+    largest: float = 10.0
+
+    def _move(
+        self, state: ActionState, action: tf.Tensor, progress: tf.Tensor
+    ) -> tf.Tensor:
+        return state.default * self.largest * 0.5 * (action + 1.0)
+
+
+def progress_of(step: tf.Tensor, horizon: tf.Tensor) -> tf.Tensor:
+    """Returns t / T as float32, within [0, 1]."""
+    # float64 for the division alone: float32 cannot tell steps apart beyond 2**24.
+    ratio = tf.cast(step, tf.float64) / tf.cast(horizon, tf.float64)
+    return tf.cast(tf.clip_by_value(ratio, 0.0, 1.0), tf.float32)

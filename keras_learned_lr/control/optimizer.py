@@ -1,0 +1,91 @@
+"""The learning rate of an optimizer, whatever is wrapped around it."""
+
+import keras
+import tensorflow as tf
+
+
+class OptimizerLearningRate:
+    """Reads and sets the learning rate of a compiled model's optimizer.
+
+    A `LossScaleOptimizer` is looked through. The optimizers inside a
+    `MultiOptimizer` move together and keep the ratios they were compiled with.
+
+    Args:
+        optimizer: `model.optimizer`.
+
+    Raises:
+        ValueError: If there is no optimizer, or its learning rate is a
+            `LearningRateSchedule` or a callable, which cannot be set, or is not
+            positive, which no factor can change.
+
+    Attributes:
+        default: The learning rate when this object was made, a float; the first
+            optimizer's where there are several.
+    """
+
+    def __init__(self, optimizer: keras.optimizers.Optimizer | None) -> None:
+        if optimizer is None:
+            raise ValueError(
+                "The model has no optimizer. Call "
+                "`model.compile(optimizer=..., loss=...)` before `fit`."
+            )
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        self._optimizers = list(getattr(optimizer, "optimizers", [optimizer]))
+        self._variables = [_variable(inner) for inner in self._optimizers]
+        self._defaults = [_value(variable) for variable in self._variables]
+        self.default = self._defaults[0]
+        if not all(0.0 < value < float("inf") for value in self._defaults):
+            raise ValueError(
+                "The optimizer's learning rate must be positive and finite for a "
+                f"controller to scale it. Received: learning_rate={self._defaults}. "
+                "Compile with a positive one; any guess will do."
+            )
+
+    def assign(self, learning_rate: tf.Tensor | float) -> None:
+        """Sets the learning rate; works inside a graph."""
+        for variable, default in zip(self._variables, self._defaults, strict=True):
+            share = learning_rate * (default / self.default)
+            variable.assign(tf.cast(share, variable.dtype))
+
+    def restore(self) -> None:
+        """Puts the learning rate back to what it was compiled with."""
+        for variable, default in zip(self._variables, self._defaults, strict=True):
+            variable.assign(default)
+
+    def logs(self, learning_rate: float | None = None) -> dict[str, float]:
+        """Returns the learning rates, named as in Keras's logs.
+
+        Args:
+            learning_rate: What `assign` was given last, where it is known; else the
+                variables are read, which waits for the device.
+        """
+        if learning_rate is None:
+            rates = [_value(variable) for variable in self._variables]
+        else:
+            rates = [learning_rate * d / self.default for d in self._defaults]
+        if len(rates) == 1:
+            return {"learning_rate": rates[0]}
+        names = [f"learning_rate_{optimizer.name}" for optimizer in self._optimizers]
+        return dict(zip(names, rates, strict=True))
+
+
+def _variable(optimizer: keras.optimizers.Optimizer) -> keras.Variable:
+    # The property evaluates schedules and callables; only the attribute tells them.
+    rate = getattr(optimizer, "_learning_rate", None)
+    if isinstance(rate, keras.Variable):
+        return rate
+    kind = (
+        "a `LearningRateSchedule`"
+        if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)
+        else "a callable"
+    )
+    raise ValueError(
+        f"The optimizer was created with {kind} as its learning rate, so that it "
+        f"cannot be set. Received: learning_rate={rate!r}. Instantiate the optimizer "
+        "with a float `learning_rate`: the controller replaces the schedule."
+    )
+
+
+def _value(variable: keras.Variable) -> float:
+    # float() on the variable itself fails under MirroredStrategy.
+    return float(keras.ops.convert_to_numpy(variable))

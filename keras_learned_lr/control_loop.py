@@ -1,0 +1,234 @@
+"""One training run under control: observe, decide, set."""
+
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_learned_lr.control.actions import ActionForm, ActionState
+from keras_learned_lr.control.controller import Controller
+from keras_learned_lr.control.optimizer import OptimizerLearningRate
+from keras_learned_lr.observation.features import Memory, initial_memory, observe
+from keras_learned_lr.observation.probe import Probe
+from keras_learned_lr.observation.validation import ValidationLoss
+
+
+class Record(NamedTuple):
+    """One decision, on the host.
+
+    Attributes:
+        step: Training steps taken before it.
+        learning_rate: What it set for the next step.
+        factor: New level over old level.
+        action: The controller's number, unclipped.
+        loss: Validation loss now (training loss where there is no validation data).
+        first_loss: The first such loss of the run.
+        finite: Whether every loss of the window was finite.
+        held: Whether the action was overruled because a number was not finite.
+        observation: float32 `[features]`.
+        info: What the controller's policy said beside the action.
+    """
+
+    step: int
+    learning_rate: float
+    factor: float
+    action: float
+    loss: float
+    first_loss: float
+    finite: bool
+    held: bool
+    observation: np.ndarray
+    info: Any
+
+
+class ControlLoop:
+    """Lets a controller steer the learning rate of a model that trains.
+
+    `start` a run, `decide` before its first step and whenever `next_decision` is due,
+    `stop` at its end. The callback does this inside `model.fit`.
+
+    Args:
+        model: The compiled and built model.
+        controller: What decides.
+        form: The action form; the controller's, perhaps with another schedule.
+        validation_loss: Measures the validation loss, or None.
+        designated_layer: See `Probe`.
+        probe_size: See `Probe`.
+        default_learning_rate: Replaces the one that the optimizer was compiled with.
+        minimum: Smallest learning rate, or None.
+        maximum: Largest learning rate, or None.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        controller: Controller,
+        form: ActionForm,
+        validation_loss: ValidationLoss | None = None,
+        designated_layer: str | None = None,
+        probe_size: int = 32,
+        default_learning_rate: float | None = None,
+        minimum: float | None = None,
+        maximum: float | None = None,
+    ) -> None:
+        self._optimizer = OptimizerLearningRate(model.optimizer)
+        self._controller = controller
+        self._form = form
+        self._spec = controller.observation_spec
+        default = default_learning_rate or self._optimizer.default
+        with tf.device(_device_of(model)):
+            self._beginning = form.initial_state(default, minimum, maximum)
+            self._action_state = ActionState(*map(_variable, self._beginning))
+            self._learning_rate = _variable(self._beginning.level)
+            self._good_level = _variable(self._beginning.level)
+            self._memory = Memory(*map(_variable, initial_memory()))
+            self._policy_state = [_variable(s) for s in controller.initial_state(1)]
+            self._horizon = tf.Variable(1, dtype=tf.int64, trainable=False)
+        self._probe = Probe(
+            model,
+            self._spec.needs,
+            validation_loss,
+            designated_layer,
+            probe_size,
+            before_step=None if form.envelope == "constant" else self._follow_envelope,
+        )
+        self._device = _device_of(model)
+        self.decide_function = tf.function(self._decide, autograph=False)
+        self._eager = model.run_eagerly
+
+    @property
+    def probe(self) -> Probe:
+        """What sees the model train."""
+        return self._probe
+
+    def start(self, horizon: int) -> None:
+        """Begins a run of `horizon` training steps and taps the model."""
+        for variable, value in zip(self._action_state, self._beginning, strict=True):
+            variable.assign(value)
+        self._learning_rate.assign(self._beginning.level)
+        self._good_level.assign(self._beginning.level)
+        for variable in self._memory:
+            variable.assign(0.0)
+        for variable, value in zip(
+            self._policy_state, self._controller.initial_state(1), strict=True
+        ):
+            variable.assign(value)
+        self.set_horizon(horizon)
+        self._probe.install()
+        self._probe.start()
+
+    def stop(self) -> None:
+        """Ends the run: takes the tap out and puts the learning rate back."""
+        self._probe.remove()
+        self._optimizer.restore()
+
+    def set_horizon(self, horizon: int) -> None:
+        """Sets the number of training steps of the whole run."""
+        self._horizon.assign(horizon)
+
+    def next_decision(self, step: int, horizon: int) -> int:
+        """Returns the step at which the decision after the one at `step` is due."""
+        return self._form.schedule.next_step(step, horizon)
+
+    def logs(self, learning_rate: float | None = None) -> dict[str, float]:
+        """Returns the learning rates as named in Keras's logs.
+
+        Args:
+            learning_rate: What was set last, where it is known; else it is read.
+        """
+        return self._optimizer.logs(learning_rate)
+
+    def decide(self) -> Record:
+        """Observes the window that ends now, asks the controller, sets the rate."""
+        # Before the first batch its shape is unknown: the one decision that comes
+        # earlier runs eagerly, so that the graph is traced once.
+        graph = self._probe.ready and not self._eager
+        packed, info = (self.decide_function if graph else self._decide)()
+        values = packed.numpy()
+        info = tf.nest.map_structure(lambda leaf: leaf.numpy()[0], info)
+        return Record(
+            step=int(values[0]),
+            learning_rate=float(values[1]),
+            factor=float(values[2]),
+            action=float(values[3]),
+            loss=float(values[4]),
+            first_loss=float(values[5]),
+            finite=bool(values[6]),
+            held=bool(values[7]),
+            observation=values[8:],
+            info=info,
+        )
+
+    def _decide(self) -> tuple[tf.Tensor, Any]:
+        with tf.device(self._device):
+            state = ActionState(*(v.read_value() for v in self._action_state))
+            statistics = self._probe.measure(
+                self._horizon.read_value(),
+                self._learning_rate.read_value(),
+                state.level,
+                state.default,
+            )
+            memory = Memory(*(v.read_value() for v in self._memory))
+            observation, memory = observe(self._spec, statistics, memory)
+            policy_state = [v.read_value() for v in self._policy_state]
+            output = self._controller.act(observation[tf.newaxis], policy_state)
+            action = tf.reshape(output.action, [])
+            finite = statistics.finite > 0.5
+
+            # The level that the window ran at is good if its losses were finite; one
+            # that was not takes the level back and overrules the action.
+            good = tf.where(finite, state.level, self._good_level)
+            follow = finite & tf.math.is_finite(action)
+            moved, rate = self._form.step(
+                state._replace(level=good),
+                tf.where(follow, action, float("nan")),
+                self._probe.step,
+                self._horizon.read_value(),
+            )
+            done = tf.where(follow, tf.clip_by_value(action, -1.0, 1.0), 0.0)
+            self._good_level.assign(good)
+            self._action_state.level.assign(moved.level)
+            self._set(rate)
+            _assign_all(self._memory, memory._replace(previous_action=done))
+            _assign_all(self._policy_state, map(_where_finite, output.state, policy_state))
+            packed = [
+                statistics.step,
+                rate,
+                moved.level / state.level,
+                action,
+                statistics.validation_loss,
+                memory.first_validation_loss,
+                statistics.finite,
+                tf.cast(~follow, tf.float32),
+            ]
+            return tf.concat([tf.stack(packed), observation], axis=0), output.info
+
+    def _follow_envelope(self, step: tf.Tensor) -> None:
+        state = ActionState(*(v.read_value() for v in self._action_state))
+        self._set(self._form.learning_rate(state, step, self._horizon.read_value()))
+
+    def _set(self, rate: tf.Tensor) -> None:
+        self._learning_rate.assign(rate)
+        self._optimizer.assign(rate)
+
+
+def _device_of(model: keras.Model) -> str | None:
+    weights = model.trainable_variables
+    # Where a strategy spreads the weights over devices, TensorFlow places.
+    if not weights or model.distribute_strategy.num_replicas_in_sync > 1:
+        return None
+    return weights[0].value.device
+
+
+def _variable(value: tf.Tensor) -> tf.Variable:
+    return tf.Variable(value, trainable=False)
+
+
+def _assign_all(variables: Any, values: Any) -> None:
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+
+
+def _where_finite(new: tf.Tensor, old: tf.Tensor) -> tf.Tensor:
+    return tf.where(tf.reduce_all(tf.math.is_finite(new)), new, old)

@@ -1,0 +1,1 @@
+"""What a controller sees: statistics, the probe that measures them, features."""
