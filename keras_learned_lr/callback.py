@@ -14,6 +14,7 @@ from keras_learned_lr.control.controller import (
     Decision,
     LearningController,
 )
+from keras_learned_lr.control.optimizer import OptimizerLearningRate
 from keras_learned_lr.control.schedules import EverySteps
 from keras_learned_lr.control_loop import ControlLoop, Record
 from keras_learned_lr.controllers import as_controller
@@ -240,6 +241,7 @@ class LearnedLearningRate(keras.callbacks.Callback):
             model,
             model.optimizer,
             model._loss_tracker,
+            OptimizerLearningRate(model.optimizer).shares,
             *(model.steps_per_execution, model.jit_compile, model.run_eagerly),
             *(id(v) for v in model.trainable_variables),
         )

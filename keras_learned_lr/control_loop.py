@@ -72,16 +72,17 @@ class ControlLoop:
         minimum: float | None = None,
         maximum: float | None = None,
     ) -> None:
+        self._model = model
         self._optimizer = OptimizerLearningRate(model.optimizer)
         self._controller = controller
         self._form = form
         self._spec = controller.observation_spec
-        default = default_learning_rate or self._optimizer.default
+        self._default = default_learning_rate
+        self._bounds = (minimum, maximum)
         with tf.device(_device_of(model)):
-            self._beginning = form.initial_state(default, minimum, maximum)
-            self._action_state = ActionState(*map(_variable, self._beginning))
-            self._learning_rate = _variable(self._beginning.level)
-            self._good_level = _variable(self._beginning.level)
+            beginning = self._beginning()
+            self._action_state = ActionState(*map(_variable, beginning))
+            self._learning_rate = _variable(beginning.level)
             self._memory = Memory(*map(_variable, initial_memory()))
             self._policy_state = [_variable(s) for s in controller.initial_state(1)]
             self._horizon = tf.Variable(1, dtype=tf.int64, trainable=False)
@@ -104,16 +105,13 @@ class ControlLoop:
 
     def start(self, horizon: int) -> None:
         """Begins a run of `horizon` training steps and taps the model."""
-        for variable, value in zip(self._action_state, self._beginning, strict=True):
-            variable.assign(value)
-        self._learning_rate.assign(self._beginning.level)
-        self._good_level.assign(self._beginning.level)
-        for variable in self._memory:
-            variable.assign(0.0)
-        for variable, value in zip(
-            self._policy_state, self._controller.initial_state(1), strict=True
-        ):
-            variable.assign(value)
+        # Read again: it may have been changed since the last run.
+        self._optimizer = OptimizerLearningRate(self._model.optimizer)
+        beginning = self._beginning()
+        _assign_all(self._action_state, beginning)
+        self._learning_rate.assign(beginning.level)
+        _assign_all(self._memory, initial_memory())
+        _assign_all(self._policy_state, self._controller.initial_state(1))
         self.set_horizon(horizon)
         self._probe.install()
         self._probe.start()
@@ -160,6 +158,10 @@ class ControlLoop:
             info=info,
         )
 
+    def _beginning(self) -> ActionState:
+        default = self._default or self._optimizer.default
+        return self._form.initial_state(default, *self._bounds)
+
     def _decide(self) -> tuple[tf.Tensor, Any]:
         with tf.device(self._device):
             state = ActionState(*(v.read_value() for v in self._action_state))
@@ -176,19 +178,17 @@ class ControlLoop:
             action = tf.reshape(output.action, [])
             finite = statistics.finite > 0.5
 
-            # The level that the window ran at is good if its losses were finite; one
-            # that was not takes the level back and overrules the action.
-            good = tf.where(finite, state.level, self._good_level)
+            # Where a number is not finite the action is overruled.
             follow = finite & tf.math.is_finite(action)
+            settled = self._form.settle(state, finite)
             moved, rate = self._form.step(
-                state._replace(level=good),
+                settled,
                 tf.where(follow, action, float("nan")),
                 self._probe.step,
                 self._horizon.read_value(),
             )
             done = tf.where(follow, tf.clip_by_value(action, -1.0, 1.0), 0.0)
-            self._good_level.assign(good)
-            self._action_state.level.assign(moved.level)
+            _assign_all(self._action_state, moved)
             self._set(rate)
             _assign_all(self._memory, memory._replace(previous_action=done))
             _assign_all(self._policy_state, map(_where_finite, output.state, policy_state))

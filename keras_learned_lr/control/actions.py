@@ -27,6 +27,7 @@ class ActionState(NamedTuple):
         low: Smallest level.
         high: Largest level.
         floor: Smallest learning rate after the envelope; 0 where the user set none.
+        good: The last level under which every loss was finite.
     """
 
     level: tf.Tensor
@@ -34,6 +35,7 @@ class ActionState(NamedTuple):
     low: tf.Tensor
     high: tf.Tensor
     floor: tf.Tensor
+    good: tf.Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +136,20 @@ class ActionForm(Configurable):
             high = tf.fill(tf.shape(default), tf.constant(maximum, tf.float32))
         low = tf.minimum(low, high)
         level = tf.clip_by_value(default, low, high)
-        return ActionState(level, default, low, high, floor)
+        return ActionState(level, default, low, high, floor, good=level)
+
+    def settle(self, state: ActionState, finite: tf.Tensor) -> ActionState:
+        """Closes the window that ran at the state's level.
+
+        Args:
+            state: Where the learning rate stands.
+            finite: bool, whether every loss of the window was finite.
+
+        Returns:
+            The state, its level taken back to the last good one if it was not.
+        """
+        good = tf.where(finite, state.level, state.good)
+        return state._replace(level=good, good=good)
 
     def step(
         self, state: ActionState, action: tf.Tensor, step: tf.Tensor, horizon: tf.Tensor

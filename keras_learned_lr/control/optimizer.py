@@ -18,9 +18,6 @@ class OptimizerLearningRate:
             `LearningRateSchedule` or a callable, which cannot be set, or is not
             positive, which no factor can change.
 
-    Attributes:
-        default: The learning rate when this object was made, a float; the first
-            optimizer's where there are several.
     """
 
     def __init__(self, optimizer: keras.optimizers.Optimizer | None) -> None:
@@ -33,7 +30,6 @@ class OptimizerLearningRate:
         self._optimizers = list(getattr(optimizer, "optimizers", [optimizer]))
         self._variables = [_variable(inner) for inner in self._optimizers]
         self._defaults = [_value(variable) for variable in self._variables]
-        self.default = self._defaults[0]
         if not all(0.0 < value < float("inf") for value in self._defaults):
             raise ValueError(
                 "The optimizer's learning rate must be positive and finite for a "
@@ -41,11 +37,20 @@ class OptimizerLearningRate:
                 "Compile with a positive one; any guess will do."
             )
 
+    @property
+    def default(self) -> float:
+        """The learning rate when this object was made; the first of several."""
+        return self._defaults[0]
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Each optimizer's learning rate over the first one's."""
+        return tuple(value / self.default for value in self._defaults)
+
     def assign(self, learning_rate: tf.Tensor | float) -> None:
         """Sets the learning rate; works inside a graph."""
-        for variable, default in zip(self._variables, self._defaults, strict=True):
-            share = learning_rate * (default / self.default)
-            variable.assign(tf.cast(share, variable.dtype))
+        for variable, share in zip(self._variables, self.shares, strict=True):
+            variable.assign(tf.cast(learning_rate * share, variable.dtype))
 
     def restore(self) -> None:
         """Puts the learning rate back to what it was compiled with."""
@@ -62,7 +67,7 @@ class OptimizerLearningRate:
         if learning_rate is None:
             rates = [_value(variable) for variable in self._variables]
         else:
-            rates = [learning_rate * d / self.default for d in self._defaults]
+            rates = [learning_rate * share for share in self.shares]
         if len(rates) == 1:
             return {"learning_rate": rates[0]}
         names = [f"learning_rate_{optimizer.name}" for optimizer in self._optimizers]
