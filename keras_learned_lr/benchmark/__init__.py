@@ -1,0 +1,1 @@
+"""Is it any good: scripts whose numbers stand in the docs."""
