@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 import warnings
 from typing import Any
 
@@ -18,6 +19,7 @@ from keras_learned_lr.control.optimizer import OptimizerLearningRate
 from keras_learned_lr.control.schedules import EverySteps
 from keras_learned_lr.control_loop import ControlLoop, Record
 from keras_learned_lr.controllers import as_controller
+from keras_learned_lr.observation.probe import remove_stale_tap
 from keras_learned_lr.observation.validation import ValidationLoss
 
 # Steps that an epoch of unknown length is taken to have at least.
@@ -32,7 +34,6 @@ class LearnedLearningRate(keras.callbacks.Callback):
     says so. When the run ends, the optimizer's learning rate is what it was before.
 
     Example:
-
     ```python
     import keras
     from keras_learned_lr import LearnedLearningRate
@@ -95,8 +96,12 @@ class LearnedLearningRate(keras.callbacks.Callback):
                 f"KERAS_BACKEND={keras.config.backend()!r}. Set "
                 "KERAS_BACKEND=tensorflow before Keras is imported."
             )
-        _check_count("validation_size", validation_size)
-        _check_count("total_steps", total_steps)
+        for name, count in (
+            ("validation_size", validation_size),
+            ("total_steps", total_steps),
+        ):
+            if count is not None:
+                _check_count(name, count)
         _check_count("probe_size", probe_size)
         if update_freq != "auto":
             if isinstance(update_freq, str):
@@ -117,7 +122,7 @@ class LearnedLearningRate(keras.callbacks.Callback):
         self._probe_size = probe_size
         self._seed = 0 if seed is None else seed
         self._verbose = verbose
-        self._loop: ControlLoop | None = None
+        self._loop: ControlLoop
         self._loop_key: tuple = ()
         self._records: list[Record] = []
         self._rewards: list[float] = []
@@ -128,10 +133,11 @@ class LearnedLearningRate(keras.callbacks.Callback):
         """The decisions of the last run, as arrays with one entry a decision.
 
         Keys are `step` (training steps taken before it), `learning_rate`, `factor`,
-        `action`, `loss` (validation loss, or training loss where there is no
-        validation data), `held`, and `observation`, a dict of arrays by feature name.
-        After a run in which the controller learned, `reward` holds what each decision
-        earned, NaN for one that the run's end left open.
+        `action`, `loss` (validation loss; training loss where there is no validation
+        data or the controller does not look at it), `held`, and `observation`, a dict
+        of arrays by feature name. After a run in which the controller learned,
+        `reward` holds what each decision earned, NaN for one that the run's end left
+        open.
         """
         records = self._records
         names = self.controller.observation_spec.names
@@ -151,6 +157,7 @@ class LearnedLearningRate(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Checks the set-up; nothing of the model is touched before all of it holds."""
         self._break_off()
+        remove_stale_tap(self.model)
         if not self.model.compiled:
             raise ValueError(
                 "The model is not compiled. Call `model.compile(optimizer=..., "
@@ -158,7 +165,6 @@ class LearnedLearningRate(keras.callbacks.Callback):
             )
         form = self._form()
         self._steps = self.params.get("steps")
-        self._check_horizon(form)
         if self._validation_data is None:
             warnings.warn(
                 "LearnedLearningRate has no `validation_data`: the controller watches "
@@ -172,13 +178,18 @@ class LearnedLearningRate(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Begins the run at its first epoch: only here `initial_epoch` is known."""
         if not self._begun:
-            self._begun = self._running = True
             self._epochs = self.params["epochs"] - epoch
             self._step = self._epoch_start = 0
-            self._loop.start(self._horizon())
-            if isinstance(self.controller, LearningController):
-                self.controller.begin_episode()
-            self._decide()
+            self._check_horizon()
+            self._begun = self._running = True
+            try:
+                self._loop.start(self._horizon())
+                if isinstance(self.controller, LearningController):
+                    self.controller.begin_episode()
+                self._decide()
+            except Exception:
+                self._break_off()
+                raise
 
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
         """Tells the probe that the coming step belongs to this run."""
@@ -207,6 +218,8 @@ class LearnedLearningRate(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict | None = None) -> None:
         """Closes the run and leaves the model as it was before."""
+        if not self._running:
+            return
         if isinstance(self.controller, LearningController) and not self._broken:
             # A last look tells what the last action earned; its own is never applied.
             record = self._loop.decide()
@@ -220,17 +233,17 @@ class LearnedLearningRate(keras.callbacks.Callback):
         form = self.controller.action_form
         if self._update_freq == "auto":
             return form
-        return dataclasses.replace(form, schedule=EverySteps(self._update_freq))
+        return dataclasses.replace(form, schedule=EverySteps(int(self._update_freq)))
 
-    def _check_horizon(self, form: ActionForm) -> None:
-        told = self._total_steps or self._steps or self.params.get("epochs", 1) > 1
+    def _check_horizon(self) -> None:
+        told = self._total_steps or self._steps or self._epochs > 1
         needs = self.controller.observation_spec.needs
-        if told or not (form.needs_horizon or "horizon" in needs):
+        if told or not (self._form().needs_horizon or "horizon" in needs):
             return
         raise ValueError(
             "The length of this run is unknown: the data has no known number of "
             "batches and there is one epoch only, but the controller plans for a whole "
-            "run. Received: steps=None, epochs=1. Pass "
+            f"run. Received: steps=None, epochs={self._epochs}. Pass "
             "`LearnedLearningRate(total_steps=...)`, or `steps_per_epoch` to `fit`."
         )
 
@@ -249,7 +262,7 @@ class LearnedLearningRate(keras.callbacks.Callback):
             new is old or new == old
             for new, old in zip(key, self._loop_key, strict=True)
         )
-        if self._loop is not None and same:
+        if same:
             return
         validation_loss = None
         if self._validation_data is not None:
@@ -282,14 +295,13 @@ class LearnedLearningRate(keras.callbacks.Callback):
         horizon = self._horizon()
         due = self._loop.next_decision(self._step, horizon)
         # Accumulated gradients are applied every so many steps; a decision falls there.
-        accumulated = self.model.optimizer.gradient_accumulation_steps or 1
+        accumulated = self._loop.steps_per_update
         self._due = -(-due // accumulated) * accumulated
         self._loop.set_horizon(horizon)
         try:
             record = self._loop.decide()
         except Exception as error:
             if self._step == 0:
-                self._break_off()
                 raise
             # What worked before step 1 may fail later: out of memory, a lost device.
             self._broken = True
@@ -319,7 +331,7 @@ class LearnedLearningRate(keras.callbacks.Callback):
         if not self._running:
             return
         self._running = False
-        self._loop.stop()
+        self._loop.abandon()
         if isinstance(self.controller, LearningController):
             self.controller.end_episode(None)
 
@@ -341,22 +353,23 @@ def _decision(record: Record) -> Decision:
 
 
 def _check_count(name: str, value: Any) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or value < 1:
         raise ValueError(f"`{name}` must be a positive integer. Received: {value!r}")
 
 
 def _check_rates(
     default: float | None, minimum: float | None, maximum: float | None
 ) -> None:
-    named = {
+    named: dict[str, Any] = {
         "default_learning_rate": default,
         "min_learning_rate": minimum,
         "max_learning_rate": maximum,
     }
     for name, value in named.items():
-        if value is not None and not (0 < value < math.inf):
+        if value is None:
+            continue
+        if not isinstance(value, numbers.Real) or not 0 < value < math.inf:
             raise ValueError(
                 f"`{name}` must be positive and finite. Received: {value!r}"
             )

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Annotated
 
 # TensorFlow's start-up notices would drown what the commands print.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -25,18 +26,22 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
-benchmark_app = typer.Typer(help="Measure whether it is any good.", no_args_is_help=True)
+benchmark_app = typer.Typer(
+    help="Measure whether it is any good.", no_args_is_help=True
+)
 app.add_typer(benchmark_app, name="benchmark")
 console = Console()
 
 
 @app.command()
 def demo(
-    output: Path = typer.Option(
-        Path("learned_lr_demo"), help="Folder for the controller and the picture."
-    ),
-    episodes: int = typer.Option(None, min=1, help="Fits that the controller learns from."),
-    seed: int = typer.Option(0, help="Seeds everything."),
+    output: Annotated[
+        Path, typer.Option(help="Folder for the controller and the picture.")
+    ] = Path("learned_lr_demo"),
+    episodes: Annotated[
+        int | None, typer.Option(min=1, help="Fits that the controller learns from.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seeds everything.")] = 0,
 ) -> None:
     """Train a controller on real images, export it, and use it on unseen data."""
     from keras_learned_lr import demo as steps
@@ -72,7 +77,9 @@ def demo(
     console.print(f"Exported to {controller}. Loading it frozen.")
     data = steps.unseen_images()
     rows = steps.compare(controller, data, seed)
-    table = Table(title=f"A fresh convolutional model on {data.name}, never seen before")
+    table = Table(
+        title=f"A fresh convolutional model on {data.name}, never seen before"
+    )
     for heading in ("initial learning rate", "method", "test loss", "test accuracy"):
         table.add_column(heading, justify="right")
     for row in rows:
@@ -90,12 +97,17 @@ def demo(
 
 @benchmark_app.command("learning")
 def benchmark_learning(
-    seeds: int = typer.Option(5, min=1, help="How many seeds, counting from 0."),
-    episodes: int = typer.Option(None, min=5, help="Fits of each training."),
-    results: Path = typer.Option(
-        None, help="JSON-lines file of trainings; those in it are not run again."
-    ),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    seeds: Annotated[
+        int, typer.Option(min=1, help="How many seeds, counting from 0.")
+    ] = 5,
+    episodes: Annotated[
+        int | None, typer.Option(min=5, help="Fits of each training.")
+    ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(help="JSON-lines file of trainings; those in it are kept."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare the demo's training with a control whose gradients are cut."""
     from keras_learned_lr.benchmark import learning

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_learned_lr.control.actions import ActionForm, ActionState
-from keras_learned_lr.control.controller import Controller
+from keras_learned_lr.control.controller import Controller, LearningController
 from keras_learned_lr.control.optimizer import OptimizerLearningRate
 from keras_learned_lr.observation.features import Memory, initial_memory, observe
 from keras_learned_lr.observation.probe import Probe
@@ -86,13 +86,18 @@ class ControlLoop:
             self._memory = Memory(*map(_variable, initial_memory()))
             self._policy_state = [_variable(s) for s in controller.initial_state(1)]
             self._horizon = tf.Variable(1, dtype=tf.int64, trainable=False)
+        needs = self._spec.needs
+        if isinstance(controller, LearningController):
+            # Its reward is the validation loss, whether it looks at it or not.
+            needs |= {"validation"}
         self._probe = Probe(
             model,
-            self._spec.needs,
+            needs,
             validation_loss,
             designated_layer,
             probe_size,
             before_step=None if form.envelope == "constant" else self._follow_envelope,
+            when_stale=self._take_back,
         )
         self._device = _device_of(model)
         self.decide_function = tf.function(self._decide, autograph=False)
@@ -102,6 +107,11 @@ class ControlLoop:
     def probe(self) -> Probe:
         """What sees the model train."""
         return self._probe
+
+    @property
+    def steps_per_update(self) -> int:
+        """Training steps whose gradients are accumulated for one update."""
+        return self._optimizer.steps_per_update
 
     def start(self, horizon: int) -> None:
         """Begins a run of `horizon` training steps and taps the model."""
@@ -120,6 +130,10 @@ class ControlLoop:
         """Ends the run: takes the tap out and puts the learning rate back."""
         self._probe.remove()
         self._optimizer.restore()
+
+    def abandon(self) -> None:
+        """Does the same after a run that ended in an exception."""
+        self._probe.abandon()
 
     def set_horizon(self, horizon: int) -> None:
         """Sets the number of training steps of the whole run."""
@@ -191,7 +205,9 @@ class ControlLoop:
             _assign_all(self._action_state, moved)
             self._set(rate)
             _assign_all(self._memory, memory._replace(previous_action=done))
-            _assign_all(self._policy_state, map(_where_finite, output.state, policy_state))
+            _assign_all(
+                self._policy_state, map(_where_finite, output.state, policy_state)
+            )
             packed = [
                 statistics.step,
                 rate,
@@ -207,6 +223,11 @@ class ControlLoop:
     def _follow_envelope(self, step: tf.Tensor) -> None:
         state = ActionState(*(v.read_value() for v in self._action_state))
         self._set(self._form.learning_rate(state, step, self._horizon.read_value()))
+
+    def _take_back(self) -> None:
+        # What the user has set by hand since the exception stays.
+        if self._optimizer.holds(float(self._learning_rate)):
+            self._optimizer.restore()
 
     def _set(self, rate: tf.Tensor) -> None:
         self._learning_rate.assign(rate)

@@ -31,9 +31,7 @@ def plot_decisions(
     return plot_runs({"learned": decisions}, path)
 
 
-def plot_runs(
-    runs: dict[str, dict[str, Any]], path: str | Path | None = None
-) -> Any:
+def plot_runs(runs: dict[str, dict[str, Any]], path: str | Path | None = None) -> Any:
     """Draws learning rate and loss of several runs, one line each.
 
     Args:

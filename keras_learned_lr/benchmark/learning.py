@@ -1,15 +1,19 @@
 """Does a controller learn inside `fit`? The demo's training against a cut control."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from keras_learned_lr.demo import EPISODES, train_controller
+from keras_learned_lr.demo import EPISODES, LEARNER, train_controller
 
-# An Adam step of this size changes no float32 weight: the gradients are cut.
-CUT = {"learning_rate": 1e-30, "final_learning_rate": 1e-30}
+CONFIGS = {
+    "learner": LEARNER,
+    # An Adam step of this size changes no float32 weight: the gradients are cut.
+    "cut": dataclasses.replace(LEARNER, learning_rate=1e-30, final_learning_rate=1e-30),
+}
 
 
 def run(
@@ -33,9 +37,7 @@ def run(
     fifth = max(1, episodes // 5)
     rows = []
     for seed in range(seeds):
-        rewards = {
-            kind: _rewards(kind, seed, episodes, results) for kind in ("learner", "cut")
-        }
+        rewards = {kind: _rewards(kind, seed, episodes, results) for kind in CONFIGS}
         first, last = rewards["learner"][:fifth], rewards["learner"][-fifth:]
         control = rewards["cut"][-fifth:]
         rows.append(
@@ -63,12 +65,11 @@ def _rewards(
             kept = json.loads(line)
             if (kept["kind"], kept["seed"], kept["episodes"]) == (kind, seed, episodes):
                 return kept["rewards"]
-    changes = CUT if kind == "cut" else {}
-    _, done = train_controller(episodes, seed, **changes)
+    _, done = train_controller(episodes, seed, config=CONFIGS[kind])
     rewards = [episode.reward for episode in done]
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as file:
-            line = {"kind": kind, "seed": seed, "episodes": episodes}
-            file.write(json.dumps(line | {"rewards": rewards}) + "\n")
+            made = {"kind": kind, "seed": seed, "episodes": episodes}
+            file.write(json.dumps({**made, "rewards": rewards}) + "\n")
     return rewards

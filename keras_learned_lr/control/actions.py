@@ -73,7 +73,7 @@ def constant_envelope(progress: tf.Tensor) -> tf.Tensor:
 
 
 def cosine_envelope(progress: tf.Tensor) -> tf.Tensor:
-    """Returns half a cosine from 1 to `ENVELOPE_FLOOR` (Loshchilov & Hutter 2017, eq. 5)."""
+    """Returns half a cosine from 1 to its floor (Loshchilov & Hutter 2017, eq. 5)."""
     half_cosine = 0.5 * (1.0 + tf.cos(math.pi * progress))
     return ENVELOPE_FLOOR + (1.0 - ENVELOPE_FLOOR) * half_cosine
 
@@ -98,9 +98,10 @@ class ActionForm(Configurable):
     envelope: str = "constant"
 
     def __post_init__(self) -> None:
-        if self.range_decades <= 0:
+        if not 0 < self.range_decades < math.inf:
             raise ValueError(
-                f"`range_decades` must be positive. Received: {self.range_decades}"
+                "`range_decades` must be positive and finite. Received: "
+                f"{self.range_decades}"
             )
         if self.envelope not in ENVELOPES:
             raise ValueError(
@@ -132,9 +133,11 @@ class ActionForm(Configurable):
         floor = tf.zeros_like(default)
         if minimum is not None:
             low = floor = tf.fill(tf.shape(default), tf.constant(minimum, tf.float32))
+            # The user's bound holds even where it is outside the default's range.
+            high = tf.maximum(low, high)
         if maximum is not None:
             high = tf.fill(tf.shape(default), tf.constant(maximum, tf.float32))
-        low = tf.minimum(low, high)
+            low = tf.minimum(low, high)
         level = tf.clip_by_value(default, low, high)
         return ActionState(level, default, low, high, floor, good=level)
 

@@ -60,7 +60,9 @@ class Configurable:
         fields = {f.name for f in dataclasses.fields(found)}  # type: ignore[arg-type]
         unknown = sorted(set(settings) - fields)
         if unknown:
-            raise ValueError(f"{name} has no setting {unknown}. Known: {sorted(fields)}")
+            raise ValueError(
+                f"{name} has no setting {unknown}. Known: {sorted(fields)}"
+            )
         built = {
             key: Configurable._nested(value) if isinstance(value, dict) else value
             for key, value in settings.items()

@@ -73,7 +73,7 @@ class LearningController(Controller, Protocol):
         """Starts an episode: one training run of a trainee."""
 
     def record(self, decision: Decision) -> float | None:
-        """Takes a decision; returns the reward of the previous one, None at the first."""
+        """Takes a decision; returns the previous one's reward, None at the first."""
 
     def end_episode(self, decision: Decision | None) -> float | None:
         """Closes the episode with a last look whose action is never applied.

@@ -1,5 +1,7 @@
 """The learning rate of an optimizer, whatever is wrapped around it."""
 
+import math
+
 import keras
 import tensorflow as tf
 
@@ -47,10 +49,19 @@ class OptimizerLearningRate:
         """Each optimizer's learning rate over the first one's."""
         return tuple(value / self.default for value in self._defaults)
 
+    @property
+    def steps_per_update(self) -> int:
+        """Training steps whose gradients are accumulated for one update."""
+        return max(o.gradient_accumulation_steps or 1 for o in self._optimizers)
+
     def assign(self, learning_rate: tf.Tensor | float) -> None:
         """Sets the learning rate; works inside a graph."""
         for variable, share in zip(self._variables, self.shares, strict=True):
             variable.assign(tf.cast(learning_rate * share, variable.dtype))
+
+    def holds(self, learning_rate: float) -> bool:
+        """Whether the learning rate is still what `assign` was given."""
+        return math.isclose(_value(self._variables[0]), learning_rate, rel_tol=1e-5)
 
     def restore(self) -> None:
         """Puts the learning rate back to what it was compiled with."""

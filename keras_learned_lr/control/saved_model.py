@@ -59,9 +59,17 @@ class SavedModelController:
                 f"{FORMAT_VERSION}. It was made with keras_learned_lr "
                 f"{described.get('made_with')!r}."
             )
-        self.observation_spec = ObservationSpec.from_config(described["observation"])
-        self.action_form = ActionForm.from_config(described["action_form"])
-        self._state_shapes = [tuple(shape) for shape in described["state_shapes"]]
+        try:
+            self.observation_spec = ObservationSpec.from_config(
+                described["observation"]
+            )
+            self.action_form = ActionForm.from_config(described["action_form"])
+            self._state_shapes = [tuple(shape) for shape in described["state_shapes"]]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"The controller at {str(path)!r} describes itself incompletely. "
+                f"Received: {told!r}"
+            ) from error
         self._check(path)
 
     def initial_state(self, batch_size: int) -> list[tf.Tensor]:

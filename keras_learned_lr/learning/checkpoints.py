@@ -43,9 +43,9 @@ def save(learner: "ControllerLearner", folder: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(unfinished, folder / INDEX)
-    for file in folder.glob("tensors-*"):
-        if file.name.partition(".")[0] != prefix:
-            file.unlink()
+    for tensors in folder.glob("tensors-*"):
+        if tensors.name.partition(".")[0] != prefix:
+            tensors.unlink()
 
 
 def restore(learner: "ControllerLearner", folder: Path) -> None:

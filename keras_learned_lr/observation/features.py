@@ -189,7 +189,7 @@ def log_learning_rate(s: Statistics, m: Memory) -> tf.Tensor:
 
 @_feature("horizon")
 def progress(s: Statistics, m: Memory) -> tf.Tensor:
-    """t / T, from -1 to 1."""
+    """The share of the run that is over, t / T, from -1 to 1."""
     return 2.0 * s.step / s.horizon - 1.0
 
 
@@ -259,9 +259,7 @@ def training_noise(s: Statistics, m: Memory) -> tf.Tensor:
 @_feature("window")
 def training_peak(s: Statistics, m: Memory) -> tf.Tensor:
     """Log ratio of the window's highest training loss to its mean."""
-    value = _log_ratio(
-        s.training_loss_highest, s.training_loss, m.first_training_loss
-    )
+    value = _log_ratio(s.training_loss_highest, s.training_loss, m.first_training_loss)
     return m.training_seen * value
 
 
@@ -474,6 +472,7 @@ def _with_firsts(s: Statistics, m: Memory) -> Memory:
     starts = _has_training(s) & (m.training_seen < 0.5)
     begins = _has_validation(s) & (m.validation_seen < 0.5)
     earliest, validation = s.training_loss_earliest, s.validation_loss
+    earliest = tf.where(tf.math.is_finite(earliest), earliest, s.training_loss)
     m = m._replace(
         first_training_loss=tf.where(starts, earliest, m.first_training_loss),
         previous_training_loss=tf.where(starts, earliest, m.previous_training_loss),

@@ -1,5 +1,6 @@
 """The probe: taps `model.train_step` and measures a window's Statistics."""
 
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +10,7 @@ import tensorflow as tf
 
 from keras_learned_lr.observation.statistics import Statistics
 
-# A window's loss statistics cover at most its last so many steps.
+# A window's loss statistics cover at most so many steps: its first and its last.
 LOSSES_KEPT = 1024
 # Output units looked at, evenly spread over a model's outputs.
 UNITS_KEPT = 256
@@ -31,6 +32,8 @@ class Probe:
         probe_size: Examples of the noted batch; a smaller batch is repeated to it.
         before_step: Called at the start of every training step, inside its graph,
             with the number of steps taken.
+        when_stale: Called when the tap is found in a model whose run ended in an
+            exception.
 
     Raises:
         ValueError: If there is no such layer.
@@ -44,23 +47,28 @@ class Probe:
         designated_layer: str | None = None,
         probe_size: int = 32,
         before_step: Callable[[tf.Tensor], None] | None = None,
+        when_stale: Callable[[], None] | None = None,
     ) -> None:
         self._model = model
+        self._when_stale = when_stale
         self._needs = needs
         self._validation_loss = validation_loss if "validation" in needs else None
         self._probe_size = probe_size
         self._before_step = before_step
-        self._layer_weights = (
-            _designated_weights(model, designated_layer) if "layer" in needs else []
-        )
+        self._designated_layer = designated_layer
+        if "layer" in needs:
+            _check_layer(model, designated_layer)
         with model.distribute_strategy.scope():
             self._step = _variable(0, tf.int64)
             self._window_start = _variable(0, tf.int64)
             self._losses = _variable(tf.zeros(LOSSES_KEPT))
         self._noted: _NotedBatch | None = None
-        trainable = model.trainable_variables if "update" in needs else []
-        self._weights = [_copy(v) for v in trainable]
-        self._updates = [_copy(v) for v in trainable if "update_cosine" in needs]
+        self._layer_weights: list[keras.Variable] = []
+        self._weights: list[tf.Variable] = []
+        self._updates: list[tf.Variable] = []
+        self._knows_weights = _is_built(model)
+        if self._knows_weights:
+            self._find_weights()
         self._tapped_function: Callable | None = None
         self._originals: tuple[Any, Any] | None = None
         self._expected = False
@@ -73,7 +81,8 @@ class Probe:
     @property
     def ready(self) -> bool:
         """Whether everything to measure is known: the first batch tells its shape."""
-        return self._noted is not None or not self._needs & {"outputs", "inputs"}
+        knows_batch = self._noted is not None or not self._needs & {"outputs", "inputs"}
+        return knows_batch and self._knows_weights
 
     def install(self) -> None:
         """Puts the tap into the model's training step; removes a stale one."""
@@ -101,6 +110,12 @@ class Probe:
         if self._model.train_function is self._tapped_function:
             self._model.train_function = train_function
 
+    def abandon(self) -> None:
+        """Removes the tap of a run that ended in an exception."""
+        self.remove()
+        if self._when_stale is not None:
+            self._when_stale()
+
     def expect_step(self) -> None:
         """Tells that the next training step is one of the run that is watched."""
         self._expected = True
@@ -109,17 +124,24 @@ class Probe:
         """Begins a run: no steps taken, weights noted."""
         self._step.assign(0)
         self._window_start.assign(0)
-        for copy, v in zip(self._weights, self._model.trainable_variables):
-            copy.assign(v)
-        for copy in self._updates:
-            copy.assign(tf.zeros_like(copy))
+        self._note_weights()
 
     # What happens inside a training step.
 
     def _make_tap(self, train_step: Callable) -> Callable:
         def tapped_train_step(data: Any) -> Any:
-            if self._before_step is not None:
-                self._before_step(self._step.read_value())
+            if self._model.train_function is not self._tapped_function:
+                # A `compile` after the exception has thrown the guard away.
+                self.remove()
+                return train_step(data)
+            # Not before there is a batch: data of unknown length ends in a step that
+            # finds none.
+            with tf.control_dependencies(_tensors(data)):
+                if self._before_step is not None:
+                    self._before_step(self._step.read_value())
+            if not self._knows_weights:
+                with tf.init_scope():
+                    self._build(data)
             self._note_batch(data)
             logs, loss = _run_and_catch_loss(self._model, train_step, data)
             self._note_loss(loss)
@@ -128,14 +150,51 @@ class Probe:
         tapped_train_step.probe = self  # type: ignore[attr-defined]
         return tapped_train_step
 
+    def _build(self, data: Any) -> None:
+        """Builds a model that waits for its first batch, before its first step."""
+        self._knows_weights = True
+        try:
+            self._model._symbolic_build(data_batch=data)
+        except Exception as error:
+            warnings.warn(
+                "The controller cannot see the weights of this model, which is not "
+                "built before its first step, and goes on without these features. "
+                f"Call the model on a batch before `fit`. Building it failed: {error}",
+                stacklevel=2,
+            )
+            return
+        self._find_weights()
+        self._note_weights()
+
+    def _find_weights(self) -> None:
+        if "layer" in self._needs:
+            self._layer_weights = _designated_weights(
+                self._model, self._designated_layer
+            )
+        trainable = self._model.trainable_variables if "update" in self._needs else []
+        self._weights = [_copy(v) for v in trainable]
+        cosine = "update_cosine" in self._needs
+        self._updates = [_copy(v) for v in trainable] if cosine else []
+
+    def _note_weights(self) -> None:
+        for copy, v in zip(
+            self._weights, self._model.trainable_variables, strict=False
+        ):
+            copy.assign(_float(v))
+        for copy in self._updates:
+            copy.assign(tf.zeros_like(copy))
+
     def _note_loss(self, loss: tf.Tensor) -> None:
-        place = (self._step - self._window_start) % LOSSES_KEPT
+        # The first place is for the window's first loss, the others go round.
+        place = self._step - self._window_start
+        place = tf.where(place < 1, place, 1 + (place - 1) % (LOSSES_KEPT - 1))
         # Not a scatter on the variable: under MirroredStrategy there is none.
         losses = tf.tensor_scatter_nd_update(
             self._losses.read_value(), [[place]], [loss]
         )
         self._losses.assign(losses)
-        self._step.assign_add(1)
+        with tf.control_dependencies([loss]):
+            self._step.assign_add(1)
 
     def _note_batch(self, data: Any) -> None:
         if not self._needs & {"outputs", "inputs"}:
@@ -156,8 +215,8 @@ class Probe:
             self._needs -= {"outputs", "inputs"}
             warnings.warn(
                 "The controller cannot see the inputs and outputs of this model's "
-                "training step and goes on without these features. Calling the model "
-                f"on `x` of the batch failed: {error}",
+                "training step and goes on without these features. Keeping `x` of the "
+                f"batch and calling the model on it failed: {error}",
                 stacklevel=2,
             )
 
@@ -211,7 +270,7 @@ class Probe:
             finite=tf.cast(finite, tf.float32),
             **losses,
             **self._measure_weights(),
-            **self._measure_batch(),
+            **self._measure_batch(steps),
         )
         self._window_start.assign(self._step)
         return statistics
@@ -260,16 +319,20 @@ class Probe:
             norms = norm * tf.linalg.global_norm(before)
             cosine = tf.math.divide_no_nan(tf.add_n(products), norms)
             measured["update_cosine"] = cosine
-        for copy, update in zip(self._updates, updates):
+        for copy, update in zip(self._updates, updates, strict=False):
             copy.assign(update)
         for copy, new in zip(self._weights, now, strict=True):
             copy.assign(new)
         return measured
 
-    def _measure_batch(self) -> dict[str, tf.Tensor]:
+    def _measure_batch(self, steps: tf.Tensor) -> dict[str, tf.Tensor]:
         if self._noted is None or not self._needs & {"outputs", "inputs"}:
             return {}
-        return self._noted.measure()
+        # Before step 1 what is noted is the batch of an earlier run.
+        return {
+            name: tf.where(steps > 0, value, 0.0)
+            for name, value in self._noted.measure().items()
+        }
 
 
 class _NotedBatch:
@@ -277,15 +340,23 @@ class _NotedBatch:
 
     def __init__(self, model: keras.Model, x: Any, size: int, outputs: bool) -> None:
         self._model = model
+        varies = any(None in leaf.shape[1:] for leaf in keras.tree.flatten(x))
+        if varies and model.jit_compile:
+            raise ValueError(
+                "XLA cannot keep examples whose shape varies from batch to batch. "
+                "Compile with `jit_compile=False` for these features."
+            )
         known = [leaf.shape[0] for leaf in keras.tree.flatten(x)]
         self._size = min([size, *(batch for batch in known if batch is not None)])
         self._x = keras.tree.map_structure(self._variable_like, x)
         self._outputs = None
         if outputs:
-            units = self._units()
-            self._outputs = tf.Variable(
-                tf.zeros_like(units), shape=[self._size, None], trainable=False
+            # Calling the model now tells XLA the shape. The placeholder of an input
+            # whose shape varies may be too short for the model.
+            start = (
+                tf.zeros([self._size, 1]) if varies else tf.zeros_like(self._units())
             )
+            self._outputs = _variable(start, shape=[self._size, None])
 
     def note(self, x: Any) -> None:
         """Keeps the first examples of `x` and the model's outputs for them."""
@@ -323,7 +394,7 @@ class _NotedBatch:
         # Sequences may differ in length from batch to batch.
         shape = [self._size, *leaf.shape[1:]]
         start = tf.zeros([1 if size is None else size for size in shape], leaf.dtype)
-        return tf.Variable(start, shape=shape, trainable=False)
+        return _variable(start, shape=shape)
 
     def _units(self) -> tf.Tensor:
         """Returns the model's outputs now, float32 `[examples, units]`."""
@@ -343,7 +414,7 @@ def remove_stale_tap(model: keras.Model) -> None:
     """Removes the tap of a run that ended in an exception, if there is one."""
     probe = getattr(model.__dict__.get("train_step"), "probe", None)
     if probe is not None:
-        probe.remove()
+        probe.abandon()
 
 
 def _run_and_catch_loss(
@@ -354,12 +425,18 @@ def _run_and_catch_loss(
     `logs["loss"]` is the epoch's running mean, so the loss is caught where the step
     computes it. A custom step that never calls `compute_loss` leaves only the logs.
     """
+    if not _first_replica():
+        return train_step(data), tf.zeros(())
     caught: list[tf.Tensor] = []
+    thread = threading.get_ident()
     compute_loss = model.compute_loss
+    own = model.__dict__.get("compute_loss")
 
     def catching_compute_loss(*args: Any, **kwargs: Any) -> tf.Tensor:
         loss = compute_loss(*args, **kwargs)
-        caught.append(loss)
+        # Each replica is traced in a thread of its own.
+        if threading.get_ident() == thread:
+            caught.append(loss)
         return loss
 
     model.compute_loss = catching_compute_loss
@@ -367,9 +444,23 @@ def _run_and_catch_loss(
         logs = train_step(data)
     finally:
         del model.__dict__["compute_loss"]
-    loss = caught[-1] if caught and _usable_here(caught[-1]) else _logged_loss(logs)
-    replicas = tf.distribute.get_strategy().num_replicas_in_sync
-    return logs, tf.reshape(tf.cast(loss, tf.float32), []) * replicas
+        if own is not None:
+            model.compute_loss = own
+    if caught and _usable_here(caught[-1]):
+        # Keras divides a replica's loss by the number of replicas.
+        loss = caught[-1] * tf.distribute.get_strategy().num_replicas_in_sync
+    else:
+        loss = _logged_loss(logs)
+    return logs, tf.reshape(tf.cast(loss, tf.float32), [])
+
+
+def _first_replica() -> bool:
+    context = tf.distribute.get_replica_context()
+    return context is None or tf.get_static_value(context.replica_id_in_sync_group) == 0
+
+
+def _tensors(data: Any) -> list[tf.Tensor]:
+    return [leaf for leaf in tf.nest.flatten(data) if tf.is_tensor(leaf)]
 
 
 def _usable_here(tensor: tf.Tensor) -> bool:
@@ -390,15 +481,28 @@ def _logged_loss(logs: Any) -> tf.Tensor:
     )
 
 
+def _is_built(model: keras.Model) -> bool:
+    return all(layer.built for layer in model._flatten_layers())
+
+
+def _check_layer(model: keras.Model, name: str | None) -> None:
+    # A layer that is not built has its weights yet to come.
+    layers = [
+        layer
+        for layer in model._flatten_layers(include_self=False)
+        if layer.weights or not layer.built
+    ]
+    if name is not None and name not in [layer.name for layer in layers]:
+        raise ValueError(
+            f"The model has no layer {name!r} with weights. Layers with weights: "
+            f"{[layer.name for layer in layers]}"
+        )
+
+
 def _designated_weights(model: keras.Model, name: str | None) -> list[keras.Variable]:
     layers = [layer for layer in model._flatten_layers() if layer.weights]
-    if name is not None:
-        named = [layer for layer in layers if layer.name == name]
-        if not named:
-            raise ValueError(
-                f"The model has no layer {name!r} with weights. Layers with weights: "
-                f"{[layer.name for layer in layers if layer is not model]}"
-            )
+    named = [layer for layer in layers if layer.name == name]
+    if named:
         return named[0].trainable_weights or named[0].weights
     leaves = [layer for layer in layers if not list(layer._layers)]
     for layer in reversed(leaves):
@@ -408,12 +512,15 @@ def _designated_weights(model: keras.Model, name: str | None) -> list[keras.Vari
     return model.trainable_variables
 
 
-def _variable(value: Any, dtype: tf.DType | None = None) -> tf.Variable:
+def _variable(
+    value: Any, dtype: tf.DType | None = None, shape: Any = None
+) -> tf.Variable:
     # On several replicas each notes its own; the first one is what is measured.
     return tf.Variable(
         value,
         trainable=False,
         dtype=dtype,
+        shape=shape,
         synchronization=tf.VariableSynchronization.ON_READ,
         aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
     )

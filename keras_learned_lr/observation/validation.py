@@ -7,9 +7,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras.src.trainers.data_adapters import get_data_adapter
+from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 
 # As many examples as go through the model at once: bounds memory for big models.
 CHUNK = 64
+EMPTY = "`validation_data` is empty. Pass at least one example."
 
 
 class ValidationLoss:
@@ -35,18 +37,14 @@ class ValidationLoss:
     ) -> None:
         self._model = model
         subset = _gather(data, size, seed)
-        count = len(subset.leaves[0])
+        self._count = sum(len(leaves[0]) for leaves in subset.groups)
         # As tensors now: captured by the graph once, not copied at every decision.
-        tensors = [tf.convert_to_tensor(leaf) for leaf in subset.leaves]
-        full = count // CHUNK * CHUNK
-        self._chunks = [
-            tf.reshape(leaf[:full], [-1, CHUNK, *leaf.shape[1:]]) for leaf in tensors
+        self._groups = [
+            [tf.convert_to_tensor(leaf) for leaf in leaves] for leaves in subset.groups
         ]
-        self._rest = [leaf[full:] for leaf in tensors]
-        self._full, self._count = full, count
         self._unflatten = subset.unflatten
         self._loss = self._choose_loss()
-        self._check(tensors)
+        self._check(self._groups[0])
 
     @property
     def size(self) -> int:
@@ -55,16 +53,24 @@ class ValidationLoss:
 
     def __call__(self) -> tf.Tensor:
         """Returns the mean loss over the subset, a float32 scalar."""
+        return tf.add_n([self._summed_loss(leaves) for leaves in self._groups]) / (
+            self._count
+        )
+
+    def _summed_loss(self, leaves: list[tf.Tensor]) -> tf.Tensor:
+        count = len(leaves[0])
+        full = count // CHUNK * CHUNK
         total = tf.zeros(())
-        if self._full:
-            losses = tf.map_fn(
-                self._chunk_loss, self._chunks, fn_output_signature=tf.float32
-            )
+        if full:
+            chunks = [
+                tf.reshape(leaf[:full], [-1, CHUNK, *leaf.shape[1:]]) for leaf in leaves
+            ]
+            losses = tf.map_fn(self._chunk_loss, chunks, fn_output_signature=tf.float32)
             total += CHUNK * tf.reduce_sum(losses)
-        rest = self._count - self._full
-        if rest:
-            total += rest * self._chunk_loss(self._rest)
-        return total / self._count
+        if count > full:
+            rest = [leaf[full:] for leaf in leaves]
+            total += (count - full) * self._chunk_loss(rest)
+        return total
 
     def _chunk_loss(self, leaves: list[tf.Tensor]) -> tf.Tensor:
         x, y, weight = keras.utils.unpack_x_y_sample_weight(self._unflatten(leaves))
@@ -120,9 +126,12 @@ class ValidationLoss:
 
 
 class _Subset(NamedTuple):
-    """Examples without their structure, and the structure: 0 a leaf, None for None."""
+    """Examples without their structure, and the structure: 0 a leaf, None for None.
 
-    leaves: list
+    Sequences that are padded batch by batch differ in shape: one group for each shape.
+    """
+
+    groups: list[list[np.ndarray]]
     structure: Any
 
     def unflatten(self, leaves: list) -> Any:
@@ -137,8 +146,10 @@ class _Subset(NamedTuple):
 def _gather(data: Any, size: int | None, seed: int) -> _Subset:
     if isinstance(data, list):
         data = tuple(data)
+    if not _leaves(data):
+        raise ValueError(f"{EMPTY} Received: {data!r}")
     if _is_arrays(data):
-        leaves = [np.asarray(leaf) for leaf in _leaves(data)]
+        leaves = [np.atleast_1d(leaf) for leaf in _leaves(data)]
         counts = {len(leaf) for leaf in leaves}
         if len(counts) > 1:
             raise ValueError(
@@ -150,30 +161,53 @@ def _gather(data: Any, size: int | None, seed: int) -> _Subset:
             # A generator of our own: the user's random state stays untouched.
             chosen = np.random.default_rng(seed).permutation(count)[:size]
             leaves = [leaf[np.sort(chosen)] for leaf in leaves]
-        structure = _structure(data)
+        subset = _Subset([leaves], _structure(data))
     else:
-        leaves, structure = _gather_batches(data, size)
-    if not leaves or not len(leaves[0]):
-        raise ValueError("`validation_data` is empty. Pass at least one example.")
-    return _Subset(leaves, structure)
+        subset = _gather_batches(data, size)
+    if not subset.groups or not len(subset.groups[0][0]):
+        raise ValueError(EMPTY)
+    return subset
 
 
-def _gather_batches(data: Any, size: int | None) -> tuple[list[np.ndarray], Any]:
-    adapter = get_data_adapter(data)
+def _gather_batches(data: Any, size: int | None) -> _Subset:
+    adapter = _adapter(data)
     if size is None and adapter.num_batches is None:
         unlimited = "`validation_size=None` needs validation data of known length"
         raise ValueError(f"{unlimited}. Received: {data!r}. Pass `validation_size`.")
-    parts: list[list[np.ndarray]] = []
+    groups: dict[tuple, list[list[np.ndarray]]] = {}
     taken, structure = 0, None
     for batch in adapter.get_tf_dataset():
         leaves = [np.asarray(leaf) for leaf in _leaves(batch)]
+        shapes = tuple(leaf.shape for leaf in leaves)
+        if () in shapes or len({shape[0] for shape in shapes}) > 1:
+            raise ValueError(
+                "`validation_data` must yield batches, arrays with the same number of "
+                f"examples in front. Received shapes: {list(shapes)}. Is `.batch()` "
+                "missing?"
+            )
+        if size is not None:
+            leaves = [leaf[: size - taken] for leaf in leaves]
         structure = _structure(batch)
-        parts.append(leaves)
+        groups.setdefault(tuple(s[1:] for s in shapes), []).append(leaves)
         taken += len(leaves[0])
-        if size is not None and taken >= size:
+        if taken == size:
             break
-    joined = [np.concatenate(leaf)[:size] for leaf in zip(*parts, strict=True)]
-    return joined, structure
+    joined = [
+        [np.concatenate(leaf) for leaf in zip(*parts, strict=True)]
+        for parts in groups.values()
+    ]
+    return _Subset(joined, structure)
+
+
+def _adapter(data: Any) -> DataAdapter:
+    try:
+        return get_data_adapter(data)
+    except Exception as error:
+        raise ValueError(
+            "`validation_data` must be what `fit` takes: `(x, y)` or `(x, y, "
+            "sample_weight)` of arrays, a dataset, or a generator of batches. "
+            f"Received: {str(data)[:200]} (of type {type(data)}). {error}"
+        ) from error
 
 
 def _is_arrays(data: Any) -> bool:
