@@ -112,6 +112,8 @@ class LearnedLearningRate(keras.callbacks.Callback):
             _check_count("update_freq", update_freq)
         _check_rates(default_learning_rate, min_learning_rate, max_learning_rate)
         self.controller: Controller = as_controller(controller)
+        learns = isinstance(self.controller, LearningController)
+        self._learner: Any = self.controller if learns else None
         self._validation_data = validation_data
         self._validation_size = validation_size
         self._update_freq = update_freq
@@ -147,7 +149,7 @@ class LearnedLearningRate(keras.callbacks.Callback):
             for field in ("step", "learning_rate", "factor", "action", "loss", "held")
         }
         table["observation"] = dict(zip(names, observations.T, strict=True))
-        if isinstance(self.controller, LearningController):
+        if self._learner is not None:
             open_ended = [math.nan] * (len(records) - len(self._rewards))
             table["reward"] = np.array(self._rewards + open_ended)
         return table
@@ -184,8 +186,8 @@ class LearnedLearningRate(keras.callbacks.Callback):
             self._begun = self._running = True
             try:
                 self._loop.start(self._horizon())
-                if isinstance(self.controller, LearningController):
-                    self.controller.begin_episode()
+                if self._learner is not None:
+                    self._learner.begin_episode()
                 self._decide()
             except Exception:
                 self._break_off()
@@ -220,10 +222,14 @@ class LearnedLearningRate(keras.callbacks.Callback):
         """Closes the run and leaves the model as it was before."""
         if not self._running:
             return
-        if isinstance(self.controller, LearningController) and not self._broken:
-            # A last look tells what the last action earned; its own is never applied.
-            record = self._loop.decide()
-            self._note_reward(self.controller.end_episode(_decision(record)))
+        try:
+            if self._learner is not None:
+                # A last look tells what the last action earned; its own action is
+                # never applied.
+                look = None if self._broken else _decision(self._loop.decide())
+                self._note_reward(self._learner.end_episode(look))
+        except Exception as error:
+            self._warn(f"The controller could not learn from the end: {error}")
         self._running = False
         self._loop.stop()
 
@@ -300,6 +306,10 @@ class LearnedLearningRate(keras.callbacks.Callback):
         self._loop.set_horizon(horizon)
         try:
             record = self._loop.decide()
+            self._records.append(record)
+            self._logs = self._loop.logs(record.learning_rate)
+            if self._learner is not None:
+                self._note_reward(self._learner.record(_decision(record)))
         except Exception as error:
             if self._step == 0:
                 raise
@@ -307,10 +317,6 @@ class LearnedLearningRate(keras.callbacks.Callback):
             self._broken = True
             self._warn(f"A decision failed: {error} No more are made in this run.")
             return
-        self._records.append(record)
-        self._logs = self._loop.logs(record.learning_rate)
-        if isinstance(self.controller, LearningController):
-            self._note_reward(self.controller.record(_decision(record)))
         if record.held:
             self._warn(
                 "A loss or an action was not finite. The learning rate stays at "
@@ -332,8 +338,8 @@ class LearnedLearningRate(keras.callbacks.Callback):
             return
         self._running = False
         self._loop.abandon()
-        if isinstance(self.controller, LearningController):
-            self.controller.end_episode(None)
+        if self._learner is not None:
+            self._learner.end_episode(None)
 
     def _warn(self, message: str) -> None:
         if not self._warned:

@@ -660,3 +660,41 @@ def test_works_as_the_readme_says():
     x, y = data()
     history = trainee.fit(x, y, epochs=2, callbacks=[callback], verbose=0)
     assert "learning_rate" in history.history
+
+
+class FailingLearner(GraphController):
+    """Learns nothing: fails at its third decision, or at the end of the run."""
+
+    def __init__(self, fails_at_end):
+        super().__init__(form=every(2))
+        self._fails_at_end = fails_at_end
+        self.recorded = 0
+        self.ended = []
+
+    def begin_episode(self):
+        pass
+
+    def record(self, decision):
+        self.recorded += 1
+        if self.recorded == 3 and not self._fails_at_end:
+            raise RuntimeError("out of memory")
+
+    def end_episode(self, decision):
+        self.ended.append(decision)
+        if self._fails_at_end:
+            raise RuntimeError("out of memory")
+
+
+@pytest.mark.parametrize("fails_at_end", [False, True])
+def test_a_learner_that_fails_does_not_end_the_run(fails_at_end):
+    learner = FailingLearner(fails_at_end)
+    trainee = model()
+    learned = LearnedLearningRate(learner, validation_data=data())
+    with pytest.warns(UserWarning, match="out of memory") as warned:
+        history = fit(trainee, [learned], epochs=2)
+    assert len(warned) == 1
+    assert len(history.history["loss"]) == 2
+    assert len(learner.ended) == 1
+    # Where it failed on the way it is told that the run broke off.
+    assert (learner.ended[0] is None) is not fails_at_end
+    assert "train_step" not in trainee.__dict__

@@ -1,0 +1,168 @@
+"""Keras layers applied with other weights for each trainee, batched by hand.
+
+A rule takes the layer, a look-up from its variables to their `[batch, ...]` values and
+the inputs `[batch, examples, ...]`. It returns the outputs, or None where the layer is
+set up in a way that it does not cover; `tf.vectorized_map` serves then. Each rule is
+here because it was measured to be faster.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+Lookup = Callable[[keras.Variable], tf.Tensor]
+LayerRule = Callable[[Any, Lookup, tf.Tensor], tf.Tensor | None]
+
+# A longer sequence would make the unrolled graph slow to build.
+LONGEST_UNROLLED = 64
+# A convolution whose banded matrix has more elements is left to TensorFlow's kernel.
+LARGEST_BANDED = 10_000
+
+
+def merged(function: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tf.Tensor:
+    """Applies what treats each example alone to the examples of all trainees at once.
+
+    Args:
+        function: Maps `[n, ...]` to `[n, ...]`.
+        x: `[batch, examples, ...]`.
+    """
+    batch, examples = x.shape[:2]
+    y = function(tf.reshape(x, [batch * examples, *x.shape[2:]]))
+    return tf.reshape(y, [batch, examples, *y.shape[1:]])
+
+
+def _affine(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
+    """Returns x @ kernel + bias for `[batch, ..., in]` and `[batch, in, out]`."""
+    batch, inner = x.shape[0], x.shape[1:-1]
+    y = tf.matmul(tf.reshape(x, [batch, -1, x.shape[-1]]), kernel)
+    if bias is not None:
+        y += bias[:, tf.newaxis]
+    return tf.reshape(y, [batch, *inner, kernel.shape[-1]])
+
+
+def _dense(layer: Any, value: Lookup, x: tf.Tensor) -> tf.Tensor | None:
+    if layer.lora_enabled or layer.quantization_mode is not None:
+        return None
+    bias = value(layer.bias) if layer.use_bias else None
+    y = _affine(x, value(layer.kernel), bias)
+    return y if layer.activation is None else layer.activation(y)
+
+
+def _conv2d(layer: Any, value: Lookup, x: tf.Tensor) -> tf.Tensor | None:
+    steps = (*layer.strides, *layer.dilation_rate, layer.groups)
+    padding = layer.padding in ("same", "valid")
+    usual = layer.data_format == "channels_last" and padding and not layer.lora_enabled
+    if not usual or layer.groups != 1:
+        return None
+    kernel = value(layer.kernel)
+    size = _banded_size(x.shape, kernel.shape)
+    if steps == (1, 1, 1, 1, 1) and size <= LARGEST_BANDED:
+        y = _banded_convolution(x, kernel, layer.padding)
+    else:
+        # Vectorised, TensorFlow would loop over the trainees with a slower kernel.
+        y = tf.stack(
+            [
+                tf.nn.conv2d(
+                    images,
+                    filters,
+                    layer.strides,
+                    layer.padding.upper(),
+                    dilations=layer.dilation_rate,
+                )
+                for images, filters in zip(
+                    tf.unstack(x), tf.unstack(kernel), strict=True
+                )
+            ]
+        )
+    if layer.use_bias:
+        y += value(layer.bias)[:, tf.newaxis, tf.newaxis, tf.newaxis]
+    return y if layer.activation is None else layer.activation(y)
+
+
+def _banded_size(images: tf.TensorShape, kernel: tf.TensorShape) -> int:
+    width, channels, (rows, _, _, filters) = images[3], images[4], kernel[1:]
+    return rows * width * channels * width * filters
+
+
+def _banded_convolution(x: tf.Tensor, kernel: tf.Tensor, padding: str) -> tf.Tensor:
+    """Convolves small images as one matrix product a trainee.
+
+    A row of outputs is a linear map of as many rows of inputs as the kernel has: a
+    matrix in which the kernel stands again and again, shifted along a diagonal. It is
+    mostly zeros, but one dense product is three times as fast as many tiny ones.
+
+    Args:
+        x: `[batch, examples, height, width, channels]`.
+        kernel: `[batch, rows, columns, channels, filters]`.
+        padding: "same" or "valid".
+    """
+    batch, rows, columns, channels, filters = kernel.shape
+    if padding == "same":
+        # Where the two sides differ TensorFlow pads the end more.
+        sides = [[(n - 1) // 2, n // 2] for n in (rows, columns)]
+        x = tf.pad(x, [[0, 0], [0, 0], *sides, [0, 0]])
+    _, examples, height, width, _ = x.shape
+    down, across = height - rows + 1, width - columns + 1
+    lines = tf.reshape(kernel, [batch, rows, columns * channels, filters])
+    shifted = [
+        tf.pad(
+            lines,
+            [[0, 0], [0, 0], [j * channels, (across - 1 - j) * channels], [0, 0]],
+        )
+        for j in range(across)
+    ]
+    matrix = tf.reshape(
+        tf.stack(shifted, axis=3), [batch, rows * width * channels, across * filters]
+    )
+    x = tf.reshape(x, [batch, examples, height, width * channels])
+    x = tf.concat([x[:, :, i : i + down] for i in range(rows)], axis=3)
+    y = tf.matmul(tf.reshape(x, [batch, examples * down, -1]), matrix)
+    return tf.reshape(y, [batch, examples, down, across, filters])
+
+
+def _gru(layer: Any, value: Lookup, x: tf.Tensor) -> tf.Tensor | None:
+    cell = layer.cell
+    odd = layer.stateful or layer.return_state or layer.go_backwards
+    drops = cell.dropout or cell.recurrent_dropout
+    usual = cell.reset_after and cell.use_bias and not odd and not drops
+    if not usual or x.shape[2] > LONGEST_UNROLLED:
+        return None
+    kernel, recurrent = value(cell.kernel), value(cell.recurrent_kernel)
+    input_bias, recurrent_bias = tf.unstack(value(cell.bias), axis=1)
+    steps = tf.unstack(_affine(x, kernel, input_bias), axis=2)
+    state = tf.zeros([*x.shape[:2], cell.units], x.dtype)
+    outputs = []
+    for step in steps:
+        inner = tf.matmul(state, recurrent) + recurrent_bias[:, tf.newaxis]
+        gates = 2 * cell.units
+        opened = cell.recurrent_activation(step[..., :gates] + inner[..., :gates])
+        update, reset = tf.split(opened, 2, axis=-1)
+        new = cell.activation(step[..., gates:] + reset * inner[..., gates:])
+        state = update * state + (1.0 - update) * new
+        outputs.append(state)
+    return tf.stack(outputs, axis=2) if layer.return_sequences else state
+
+
+# By exact type: a subclass may do anything.
+RULES: dict[type, LayerRule] = {
+    keras.layers.Conv2D: _conv2d,
+    keras.layers.Dense: _dense,
+    keras.layers.GRU: _gru,
+}
+# Layers without variables that treat each example alone.
+MERGED: tuple[type, ...] = (
+    keras.layers.Activation,
+    keras.layers.Add,
+    keras.layers.AveragePooling2D,
+    keras.layers.Flatten,
+    keras.layers.GlobalAveragePooling1D,
+    keras.layers.GlobalAveragePooling2D,
+    keras.layers.LeakyReLU,
+    keras.layers.MaxPooling2D,
+    keras.layers.ReLU,
+    keras.layers.Reshape,
+    keras.layers.Rescaling,
+    keras.layers.Softmax,
+)

@@ -1,0 +1,269 @@
+"""The batched trainees against plain ones, and what must hold of a batch."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import trainee_helpers as helpers
+
+from keras_learned_lr.control.actions import AnchoredScaleFactor, ScaleFactor
+from keras_learned_lr.learning import batched_layers, reference
+from keras_learned_lr.learning.batched_model import BatchedModel, Layout
+from keras_learned_lr.learning.optimizers import make_settings
+from keras_learned_lr.learning.trainees import Template, Trainees
+from keras_learned_lr.observation.features import DEFAULT, PUBLISHED, ObservationSpec
+
+LOSS = "sparse_categorical_crossentropy"
+SPEC = ObservationSpec(DEFAULT + PUBLISHED)
+RATES = [1e-2, 1e-3, 3e-2]
+
+
+def _steps(number):
+    return tf.constant(number, tf.int64)
+
+
+def _engine(name, kind="adam", models=3, spec=SPEC, form=None, way="auto", **options):
+    keras.utils.set_random_seed(1)
+    models = [helpers.MAKERS[name]() for _ in range(models)]
+    x, y = helpers.data(name, 100)
+    rows = {"validation_rows": np.arange(30, 100), "rates": RATES} | options
+    members = helpers.members(models, x, y, kind, **rows)
+    form = form or AnchoredScaleFactor()
+    template = Template(models[0], LOSS, kind, way=way)
+    return models, (x, y), members, Trainees(template, spec, form)
+
+
+def _same(one, other, member):
+    """Whether all that belongs to a member is the same to the last bit."""
+    for a, b in zip(tf.nest.flatten(one), tf.nest.flatten(other), strict=True):
+        if a.shape.rank:
+            np.testing.assert_array_equal(a[member], b[member])
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [(name, "auto") for name in helpers.MAKERS]
+    + [("cnn", "looped"), ("dropout", "looped"), ("mlp", "compiled")],
+)
+def test_losses_and_weights_equal_a_plain_run(name, way):
+    models, (x, y), members, engine = _engine(name, way=way)
+    state, _ = engine.begin(members)
+    state, look = engine.advance(
+        members, state, tf.constant([0.1, 0.0, -0.1]), _steps(6)
+    )
+    for index, model in enumerate(models):
+        optimizer = reference.keras_optimizer("adam", members.settings, index)
+        model.compile(optimizer, LOSS)
+        order = members.order.numpy()[index]
+        rates = [
+            engine.form.learning_rate(state.action, tf.constant(t), members.horizon)
+            for t in range(6)
+        ]
+        run = reference.train(
+            model, x, y, order[np.arange(6) % len(order)], np.array(rates)[:, index]
+        )
+        np.testing.assert_allclose(look.losses[:6, index], run.losses, rtol=1e-4)
+        flat, moving = helpers.weights(model)
+        np.testing.assert_allclose(state.parameters[index], flat, rtol=1e-3, atol=1e-4)
+        for ours, theirs in zip(state.non_trainable, moving, strict=True):
+            np.testing.assert_allclose(ours[index], theirs, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "training"),
+    [(name, True) for name in helpers.MAKERS] + [("cnn", False), ("dropout", False)],
+)
+def test_the_batched_call_equals_each_model(name, training):
+    models, (x, _), members, _ = _engine(name)
+    batched = BatchedModel(models[0])
+    layout = Layout(models[0].trainable_variables)
+    weights = layout.split(members.parameters)
+    np.testing.assert_array_equal(layout.join(weights), members.parameters)
+    x = tf.constant(x[:12].reshape(3, 4, *x.shape[1:]))
+    called = tf.function(batched)(weights, members.non_trainable, x, training=training)
+    for index, model in enumerate(models):
+        outputs = model(x[index], training=training)
+        np.testing.assert_allclose(called.outputs[index], outputs, rtol=2e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            called.penalty[index], sum(map(float, model.losses)), rtol=1e-5
+        )
+        moving = [v.numpy() for v in model.non_trainable_variables]
+        for ours, theirs in zip(called.non_trainable, moving, strict=True):
+            np.testing.assert_allclose(ours[index], theirs, rtol=1e-5)
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("size", [(3, 3), (2, 4), (1, 1)])
+def test_small_convolutions_as_a_banded_product(size, padding):
+    random = np.random.default_rng(0)
+    x = tf.constant(random.normal(size=(2, 3, 6, 5, 2)).astype("float32"))
+    kernel = tf.constant(random.normal(size=(2, *size, 2, 4)).astype("float32"))
+    banded = batched_layers._banded_convolution(x, kernel, padding)
+    for index in range(2):
+        plain = tf.nn.conv2d(x[index], kernel[index], 1, padding.upper())
+        np.testing.assert_allclose(banded[index], plain, rtol=1e-4, atol=1e-5)
+
+
+def test_a_masked_trainee_is_a_narrower_model():
+    wide, narrow = 8, 5
+    keras.utils.set_random_seed(2)
+
+    def make(units):
+        return keras.Sequential(
+            [
+                keras.Input((6,)),
+                keras.layers.Dense(units, "relu", name="hidden"),
+                keras.layers.Dense(3, "softmax"),
+            ]
+        )
+
+    small, big = make(narrow), make(wide)
+    values = [v.numpy() for v in big.trainable_variables]
+    masks = [np.ones_like(v) for v in values]
+    masks[0][:, narrow:] = masks[1][narrow:] = masks[2][narrow:] = 0.0
+    small_values = [values[0][:, :narrow], values[1][:narrow], values[2][:narrow]]
+    small.set_weights([*small_values, values[3]])
+    mask = tf.constant(np.concatenate([m.ravel() for m in masks])[None])
+    x, y = helpers.data("mlp", 100)
+    looks = []
+    for model, own in ((small, None), (big, mask)):
+        members = helpers.members(
+            [model],
+            x,
+            y,
+            validation_rows=np.arange(64, 100),
+            mask=own,
+            weight_decay=0.1,
+        )
+        template = Template(model, LOSS, designated_layer="hidden")
+        engine = Trainees(template, SPEC, AnchoredScaleFactor())
+        state, look = engine.begin(members)
+        for steps in (3, 9):
+            state, look = engine.advance(members, state, tf.zeros(1), _steps(steps))
+        looks.append(look)
+        if own is not None:
+            outside = state.parameters * (1.0 - mask)
+            np.testing.assert_array_equal(outside, tf.zeros_like(outside))
+    for field, one, other in zip(
+        SPEC.names, *(x.observation[0] for x in looks), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5, err_msg=field)
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "dropout"])
+def test_a_diverged_trainee_is_frozen_and_its_neighbours_untouched(name):
+    form = ScaleFactor()
+    runs = []
+    for wild in (False, True):
+        rates = [1e-2, 1e18 if wild and name == "mlp" else 1e-3, 3e-2]
+        _, _, members, engine = _engine(
+            name, "sgd", form=form, rates=rates, horizon=100
+        )
+        if wild and name != "mlp":  # a dead relu would hide so high a rate
+            poison = tf.constant([[0.0], [np.nan], [0.0]])
+            members = members._replace(parameters=members.parameters + poison)
+        states = [engine.begin(members)]
+        for steps in (1, 6, 5, 30):
+            state, _ = states[-1]
+            states.append(engine.advance(members, state, tf.zeros(3), _steps(steps)))
+        runs.append(states)
+    for sane, wild in zip(*runs, strict=True):
+        for member in (0, 2):
+            _same(sane[0], wild[0], member)
+            _same(sane[1][:2], wild[1][:2], member)
+            np.testing.assert_array_equal(
+                sane[1].losses[:, member], wild[1].losses[:, member]
+            )
+    sane, (after, look) = runs[0][-1][0], runs[1][-1]
+    assert sane.alive.numpy().all() and sane.finite.numpy().all()
+    np.testing.assert_array_equal(after.alive, [True, False, True])
+    if name == "mlp":
+        assert np.isfinite(after.parameters).all()
+    np.testing.assert_array_equal(look.statistics.finite, [1.0, 0.0, 1.0])
+    assert np.isfinite(look.observation).all()
+    assert np.isnan(look.statistics.validation_loss[1])
+    before, _ = runs[1][-2]
+    _same(
+        (after.parameters, after.optimizer, after.non_trainable),
+        (before.parameters, before.optimizer, before.non_trainable),
+        1,
+    )
+    # Its level went back to the last one under which its losses were finite.
+    assert after.action.level[1] == after.action.good[1]
+
+
+def test_nothing_retraces_once_running():
+    _, _, members, engine = _engine("mlp")
+    state, _ = engine.begin(members)
+    state, _ = engine.advance(members, state, tf.zeros(3), _steps(2))
+    traces = engine.traces
+    again = members._replace(horizon=_steps(300), parameters=members.parameters + 1.0)
+    again = again._replace(settings=make_settings("adam", 3, beta_1=[0.5, 0.6, 0.7]))
+    state, _ = engine.begin(again)
+    for steps in (1, 5, 40):
+        state, _ = engine.advance(again, state, tf.ones(3) * 0.3, _steps(steps))
+    assert engine.traces == traces == 2
+
+
+def test_windows_may_be_cut_anywhere():
+    _, _, members, engine = _engine("mlp")
+    form = engine.form
+    whole, _ = engine.begin(members)
+    cut = whole
+    whole, look = engine.advance(members, whole, tf.zeros(3), _steps(9))
+    for steps in (4, 5):
+        # An action of 0 leaves the level, so that a cut is only a look in between.
+        cut, part = engine.advance(members, cut, tf.zeros(3), _steps(steps))
+    np.testing.assert_array_equal(whole.parameters, cut.parameters)
+    np.testing.assert_array_equal(look.losses[4:9], part.losses[:5])
+    expected = form.learning_rate(whole.action, tf.constant(8), members.horizon)
+    np.testing.assert_array_equal(whole.learning_rate, expected)
+
+
+def test_a_window_longer_than_the_losses_kept():
+    _, _, members, engine = _engine("mlp", models=3, horizon=2000)
+    state, _ = engine.begin(members)
+    state, look = engine.advance(members, state, tf.zeros(3), _steps(1100))
+    assert look.losses.shape == (1024, 3)
+    kept = look.losses.numpy()
+    np.testing.assert_allclose(look.statistics.training_loss, kept.mean(0), rtol=1e-4)
+    np.testing.assert_array_equal(look.statistics.window_steps, [1100.0] * 3)
+    state, first = engine.begin(members)
+    _, first = engine.advance(members, state, tf.zeros(3), _steps(1))
+    np.testing.assert_array_equal(
+        look.statistics.training_loss_earliest, first.losses[0]
+    )
+
+
+def test_without_validation_data_the_training_loss_is_seen():
+    _, _, members, engine = _engine("mlp", validation_rows=())
+    state, look = engine.begin(members)
+    assert np.isnan(look.statistics.validation_loss).all()
+    _, look = engine.advance(members, state, tf.zeros(3), _steps(4))
+    np.testing.assert_array_equal(
+        look.statistics.validation_loss, look.statistics.training_loss
+    )
+
+
+def test_what_no_feature_needs_is_not_measured():
+    _, _, members, engine = _engine("mlp", spec=ObservationSpec(["progress"]))
+    state, _ = engine.begin(members)
+    state, look = engine.advance(members, state, tf.zeros(3), _steps(4))
+    assert look.observation.shape == (3, 1)
+    assert state.previous_update.shape == (3, 0)
+    np.testing.assert_array_equal(look.statistics.weight_norm, tf.zeros(3))
+
+
+def test_what_a_batch_cannot_carry_is_told():
+    masked = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Embedding(5, 2, mask_zero=True)]
+    )
+    with pytest.raises(ValueError, match="Masks are not carried"):
+        BatchedModel(masked)
+    with pytest.raises(ValueError, match="must be built"):
+        BatchedModel(keras.Sequential([keras.layers.Dense(1)]))
+    with pytest.raises(ValueError, match="'summed'"):
+        Template(helpers.mlp(), LOSS, way="summed")
+    loss = keras.losses.MeanSquaredError(reduction="sum")
+    with pytest.raises(ValueError, match="mean over its examples"):
+        Trainees(Template(helpers.mlp(), loss), SPEC, AnchoredScaleFactor())
