@@ -375,7 +375,8 @@ def _check_rates(
     for name, value in named.items():
         if value is None:
             continue
-        if not isinstance(value, numbers.Real) or not 0 < value < math.inf:
+        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not is_number or not 0 < float(value) < math.inf:
             raise ValueError(
                 f"`{name}` must be positive and finite. Received: {value!r}"
             )

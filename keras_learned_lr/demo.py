@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from keras_learned_lr.callback import LearnedLearningRate
 from keras_learned_lr.control.actions import AnchoredScaleFactor, Width
+from keras_learned_lr.control.schedules import PerRun
 from keras_learned_lr.datasets import Images, digits, fashion_mnist
 from keras_learned_lr.learning import ControllerLearner, LearnerConfig
 from keras_learned_lr.learning.in_fit import FitEpisode, learn_in_fit
@@ -19,8 +20,12 @@ from keras_learned_lr.plotting import plot_runs
 EPISODES = 400
 LEARNER = LearnerConfig(
     # Narrower than the default: a few hundred fits teach no more than they visit.
+    # The same number of decisions however long the run, so that one of 300 steps shows
+    # the controller what it learned to read in runs of 80.
     action_form=AnchoredScaleFactor(
-        width=Width(initial=1.0, final=0.1, decay=0.15), range_decades=3.0
+        schedule=PerRun(20),
+        width=Width(initial=1.0, final=0.1, decay=0.15),
+        range_decades=3.0,
     ),
     episodes_per_update=10,
     minibatches=2,

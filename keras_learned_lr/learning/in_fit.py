@@ -63,12 +63,13 @@ def learn_in_fit(
             "`learning_rates` must be a positive range, lowest first. Received: "
             f"{learning_rates}"
         )
+    # Once, not for each fit: it throws away every kernel that TensorFlow has made.
+    keras.utils.set_random_seed(seed)
     random = np.random.default_rng(seed)
     renew = _renewer(model)
     callback = LearnedLearningRate(learner, validation_data=validation_data)
     for number in range(episodes):
         learning_rate = float(np.exp(random.uniform(np.log(low), np.log(high))))
-        keras.utils.set_random_seed(int(random.integers(2**31)))
         renew(learning_rate)
         model.fit(**fit_options, verbose=0, callbacks=[callback])
         decisions = callback.decisions

@@ -9,7 +9,7 @@ them before they sum those of one row. Here they are summed first.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -162,9 +162,10 @@ def make_settings(kind: str, batch_size: int, **values: object) -> Settings:
         raise ValueError(
             f"Unknown optimizer settings: {unknown}. Known: {list(Settings._fields)}"
         )
-    chosen = {"weight_decay": None, **DEFAULTS, **_DEFAULTS_OF_KIND.get(kind, {})}
+    chosen: dict[str, Any] = {"weight_decay": None, **DEFAULTS}
+    chosen |= _DEFAULTS_OF_KIND.get(kind, {})
     chosen |= values
-    columns = {}
+    columns: dict[str, tf.Tensor | None] = {}
     for name, value in chosen.items():
         if value is None:
             columns[name] = None

@@ -23,7 +23,7 @@ from keras_learned_lr.observation.features import (
     initial_memory,
     observe,
 )
-from keras_learned_lr.observation.probe import _designated_weights
+from keras_learned_lr.observation.layers import designated_weights
 from keras_learned_lr.observation.statistics import Statistics
 
 # As many validation examples of each trainee as go through the model at once.
@@ -180,6 +180,8 @@ class Trainees:
     def validation_loss(self, state: TraineesState, members: Members) -> tf.Tensor:
         """Returns the loss on the validation subset now, float32 `[batch]`."""
         chosen = members.validation
+        if chosen is None:
+            raise ValueError("The members have no validation rows to measure on.")
         size = chosen.shape[1]
         full = size // CHUNK
         weights = self.layout.split(state.parameters)
@@ -432,7 +434,7 @@ class Trainees:
     ) -> dict[str, tf.Tensor]:
         model = self.template.model
         chosen = {
-            id(v) for v in _designated_weights(model, self.template.designated_layer)
+            id(v) for v in designated_weights(model, self.template.designated_layer)
         }
 
         def pick(flat: tf.Tensor) -> tf.Tensor:

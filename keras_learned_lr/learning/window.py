@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_learned_lr.observation.probe import LOSSES_KEPT, UNITS_KEPT
+from keras_learned_lr.observation.noted_batch import UNITS_KEPT
+from keras_learned_lr.observation.probe import LOSSES_KEPT
 
 
 def no_losses(batch_size: int) -> tf.Tensor:

@@ -1,6 +1,5 @@
 """The probe: taps `model.train_step` and measures a window's Statistics."""
 
-import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -8,12 +7,18 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_learned_lr.observation.layers import (
+    check_layer,
+    designated_weights,
+    is_built,
+)
+from keras_learned_lr.observation.noted_batch import NotedBatch
 from keras_learned_lr.observation.statistics import Statistics
+from keras_learned_lr.observation.step_loss import run_and_catch_loss
+from keras_learned_lr.observation.tensors import as_float, replica_variable
 
 # A window's loss statistics cover at most so many steps: its first and its last.
 LOSSES_KEPT = 1024
-# Output units looked at, evenly spread over a model's outputs.
-UNITS_KEPT = 256
 
 
 class Probe:
@@ -57,16 +62,16 @@ class Probe:
         self._before_step = before_step
         self._designated_layer = designated_layer
         if "layer" in needs:
-            _check_layer(model, designated_layer)
+            check_layer(model, designated_layer)
         with model.distribute_strategy.scope():
-            self._step = _variable(0, tf.int64)
-            self._window_start = _variable(0, tf.int64)
-            self._losses = _variable(tf.zeros(LOSSES_KEPT))
-        self._noted: _NotedBatch | None = None
+            self._step = replica_variable(0, tf.int64)
+            self._window_start = replica_variable(0, tf.int64)
+            self._losses = replica_variable(tf.zeros(LOSSES_KEPT))
+        self._noted: NotedBatch | None = None
         self._layer_weights: list[keras.Variable] = []
         self._weights: list[tf.Variable] = []
         self._updates: list[tf.Variable] = []
-        self._knows_weights = _is_built(model)
+        self._knows_weights = is_built(model)
         if self._knows_weights:
             self._find_weights()
         self._tapped_function: Callable | None = None
@@ -143,7 +148,7 @@ class Probe:
                 with tf.init_scope():
                     self._build(data)
             self._note_batch(data)
-            logs, loss = _run_and_catch_loss(self._model, train_step, data)
+            logs, loss = run_and_catch_loss(self._model, train_step, data)
             self._note_loss(loss)
             return logs
 
@@ -168,7 +173,7 @@ class Probe:
 
     def _find_weights(self) -> None:
         if "layer" in self._needs:
-            self._layer_weights = _designated_weights(
+            self._layer_weights = designated_weights(
                 self._model, self._designated_layer
             )
         trainable = self._model.trainable_variables if "update" in self._needs else []
@@ -180,7 +185,7 @@ class Probe:
         for copy, v in zip(
             self._weights, self._model.trainable_variables, strict=False
         ):
-            copy.assign(_float(v))
+            copy.assign(as_float(v))
         for copy in self._updates:
             copy.assign(tf.zeros_like(copy))
 
@@ -203,7 +208,7 @@ class Probe:
         try:
             if self._noted is None:
                 with tf.init_scope():
-                    self._noted = _NotedBatch(
+                    self._noted = NotedBatch(
                         self._model, x, self._probe_size, "outputs" in self._needs
                     )
             tf.cond(
@@ -301,13 +306,13 @@ class Probe:
         measured: dict[str, tf.Tensor] = {}
         if self._layer_weights:
             flat = tf.concat(
-                [tf.reshape(_float(w), [-1]) for w in self._layer_weights], axis=0
+                [tf.reshape(as_float(w), [-1]) for w in self._layer_weights], axis=0
             )
             mean, variance = tf.nn.moments(flat, axes=[0])
             measured |= {"layer_mean": mean, "layer_variance": variance}
         if not self._weights:
             return measured
-        now = [_float(v) for v in self._model.trainable_variables]
+        now = [as_float(v) for v in self._model.trainable_variables]
         updates = [new - old for new, old in zip(now, self._weights, strict=True)]
         norm = tf.linalg.global_norm(updates)
         measured |= {"weight_norm": tf.linalg.global_norm(now), "update_norm": norm}
@@ -335,81 +340,6 @@ class Probe:
         }
 
 
-class _NotedBatch:
-    """A batch of training inputs and the outputs that the model had for it."""
-
-    def __init__(self, model: keras.Model, x: Any, size: int, outputs: bool) -> None:
-        self._model = model
-        varies = any(None in leaf.shape[1:] for leaf in keras.tree.flatten(x))
-        if varies and model.jit_compile:
-            raise ValueError(
-                "XLA cannot keep examples whose shape varies from batch to batch. "
-                "Compile with `jit_compile=False` for these features."
-            )
-        known = [leaf.shape[0] for leaf in keras.tree.flatten(x)]
-        self._size = min([size, *(batch for batch in known if batch is not None)])
-        self._x = keras.tree.map_structure(self._variable_like, x)
-        self._outputs = None
-        if outputs:
-            # Calling the model now tells XLA the shape. The placeholder of an input
-            # whose shape varies may be too short for the model.
-            start = (
-                tf.zeros([self._size, 1]) if varies else tf.zeros_like(self._units())
-            )
-            self._outputs = _variable(start, shape=[self._size, None])
-
-    def note(self, x: Any) -> None:
-        """Keeps the first examples of `x` and the model's outputs for them."""
-
-        def keep(variable: tf.Variable, leaf: tf.Tensor) -> None:
-            # A ragged last batch may be smaller: its examples are repeated.
-            index = tf.range(self._size) % tf.shape(leaf)[0]
-            variable.assign(tf.gather(leaf, index))
-
-        keras.tree.map_structure(keep, self._x, x)
-        if self._outputs is not None:
-            self._outputs.assign(self._units())
-
-    def measure(self) -> dict[str, tf.Tensor]:
-        """Measures the kept inputs, and the outputs of before and of now."""
-        numeric = [
-            tf.reshape(_float(leaf), [-1])
-            for leaf in keras.tree.flatten(self._x)
-            if leaf.dtype.is_floating or leaf.dtype.is_integer
-        ]
-        measured = {}
-        if numeric:
-            mean, variance = tf.nn.moments(tf.concat(numeric, axis=0), axes=[0])
-            measured = {"input_mean": mean, "input_variance": variance}
-        if self._outputs is not None:
-            before, after = self._outputs.read_value(), self._units()
-            measured |= {
-                "output_variance_before": _variance(before),
-                "output_variance_after": _variance(after),
-                "output_variance_difference": _variance(after - before),
-            }
-        return measured
-
-    def _variable_like(self, leaf: tf.Tensor) -> tf.Variable:
-        # Sequences may differ in length from batch to batch.
-        shape = [self._size, *leaf.shape[1:]]
-        start = tf.zeros([1 if size is None else size for size in shape], leaf.dtype)
-        return _variable(start, shape=shape)
-
-    def _units(self) -> tf.Tensor:
-        """Returns the model's outputs now, float32 `[examples, units]`."""
-        x = keras.tree.map_structure(lambda leaf: leaf.read_value(), self._x)
-        with keras.StatelessScope():
-            outputs = self._model(x, training=False)
-        flat = [
-            tf.reshape(_float(leaf), [self._size, -1])
-            for leaf in keras.tree.flatten(outputs)
-        ]
-        units = tf.concat(flat, axis=1)
-        stride = 1 + (tf.shape(units)[1] - 1) // UNITS_KEPT
-        return units[:, ::stride]
-
-
 def remove_stale_tap(model: keras.Model) -> None:
     """Removes the tap of a run that ended in an exception, if there is one."""
     probe = getattr(model.__dict__.get("train_step"), "probe", None)
@@ -417,122 +347,9 @@ def remove_stale_tap(model: keras.Model) -> None:
         probe.abandon()
 
 
-def _run_and_catch_loss(
-    model: keras.Model, train_step: Callable, data: Any
-) -> tuple[Any, tf.Tensor]:
-    """Runs a training step; returns its logs and the loss of this batch.
-
-    `logs["loss"]` is the epoch's running mean, so the loss is caught where the step
-    computes it. A custom step that never calls `compute_loss` leaves only the logs.
-    """
-    if not _first_replica():
-        return train_step(data), tf.zeros(())
-    caught: list[tf.Tensor] = []
-    thread = threading.get_ident()
-    compute_loss = model.compute_loss
-    own = model.__dict__.get("compute_loss")
-
-    def catching_compute_loss(*args: Any, **kwargs: Any) -> tf.Tensor:
-        loss = compute_loss(*args, **kwargs)
-        # Each replica is traced in a thread of its own.
-        if threading.get_ident() == thread:
-            caught.append(loss)
-        return loss
-
-    model.compute_loss = catching_compute_loss
-    try:
-        logs = train_step(data)
-    finally:
-        del model.__dict__["compute_loss"]
-        if own is not None:
-            model.compute_loss = own
-    if caught and _usable_here(caught[-1]):
-        # Keras divides a replica's loss by the number of replicas.
-        loss = caught[-1] * tf.distribute.get_strategy().num_replicas_in_sync
-    else:
-        loss = _logged_loss(logs)
-    return logs, tf.reshape(tf.cast(loss, tf.float32), [])
-
-
-def _first_replica() -> bool:
-    context = tf.distribute.get_replica_context()
-    return context is None or tf.get_static_value(context.replica_id_in_sync_group) == 0
-
-
 def _tensors(data: Any) -> list[tf.Tensor]:
     return [leaf for leaf in tf.nest.flatten(data) if tf.is_tensor(leaf)]
 
 
-def _usable_here(tensor: tf.Tensor) -> bool:
-    # A step may compute its loss inside a tf.function of its own.
-    if tf.inside_function():
-        return getattr(tensor, "graph", None) is tf.compat.v1.get_default_graph()
-    return True
-
-
-def _logged_loss(logs: Any) -> tf.Tensor:
-    if isinstance(logs, dict):
-        for name in ["loss", *(key for key in logs if key.endswith("loss"))]:
-            if name in logs:
-                return logs[name]
-    raise ValueError(
-        "The controller finds no loss in this model's `train_step`: it neither calls "
-        f"`self.compute_loss` nor returns a 'loss'. Received logs: {logs}"
-    )
-
-
-def _is_built(model: keras.Model) -> bool:
-    return all(layer.built for layer in model._flatten_layers())
-
-
-def _check_layer(model: keras.Model, name: str | None) -> None:
-    # A layer that is not built has its weights yet to come.
-    layers = [
-        layer
-        for layer in model._flatten_layers(include_self=False)
-        if layer.weights or not layer.built
-    ]
-    if name is not None and name not in [layer.name for layer in layers]:
-        raise ValueError(
-            f"The model has no layer {name!r} with weights. Layers with weights: "
-            f"{[layer.name for layer in layers]}"
-        )
-
-
-def _designated_weights(model: keras.Model, name: str | None) -> list[keras.Variable]:
-    layers = [layer for layer in model._flatten_layers() if layer.weights]
-    named = [layer for layer in layers if layer.name == name]
-    if named:
-        return named[0].trainable_weights or named[0].weights
-    leaves = [layer for layer in layers if not list(layer._layers)]
-    for layer in reversed(leaves):
-        matrices = [w for w in layer.trainable_weights if len(w.shape) > 1]
-        if matrices:
-            return matrices
-    return model.trainable_variables
-
-
-def _variable(
-    value: Any, dtype: tf.DType | None = None, shape: Any = None
-) -> tf.Variable:
-    # On several replicas each notes its own; the first one is what is measured.
-    return tf.Variable(
-        value,
-        trainable=False,
-        dtype=dtype,
-        shape=shape,
-        synchronization=tf.VariableSynchronization.ON_READ,
-        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-    )
-
-
 def _copy(variable: keras.Variable) -> tf.Variable:
     return tf.Variable(tf.zeros(variable.shape), trainable=False)
-
-
-def _float(value: Any) -> tf.Tensor:
-    return tf.cast(keras.ops.convert_to_tensor(value), tf.float32)
-
-
-def _variance(units: tf.Tensor) -> tf.Tensor:
-    return tf.reduce_mean(tf.math.reduce_variance(units, axis=0))

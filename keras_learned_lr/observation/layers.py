@@ -1,0 +1,41 @@
+"""Which of a model's weights are watched."""
+
+import keras
+
+
+def is_built(model: keras.Model) -> bool:
+    """Returns whether every layer has its weights."""
+    return all(layer.built for layer in model._flatten_layers())
+
+
+def check_layer(model: keras.Model, name: str | None) -> None:
+    """Checks that a layer can be designated.
+
+    Raises:
+        ValueError: If there is no layer of this name, or it has no weights.
+    """
+    # A layer that is not built has its weights yet to come.
+    layers = [
+        layer
+        for layer in model._flatten_layers(include_self=False)
+        if layer.weights or not layer.built
+    ]
+    if name is not None and name not in [layer.name for layer in layers]:
+        raise ValueError(
+            f"The model has no layer {name!r} with weights. Layers with weights: "
+            f"{[layer.name for layer in layers]}"
+        )
+
+
+def designated_weights(model: keras.Model, name: str | None) -> list[keras.Variable]:
+    """Returns the weights of a layer; None means the last that has a matrix."""
+    layers = [layer for layer in model._flatten_layers() if layer.weights]
+    named = [layer for layer in layers if layer.name == name]
+    if named:
+        return named[0].trainable_weights or named[0].weights
+    leaves = [layer for layer in layers if not list(layer._layers)]
+    for layer in reversed(leaves):
+        matrices = [w for w in layer.trainable_weights if len(w.shape) > 1]
+        if matrices:
+            return matrices
+    return model.trainable_variables
