@@ -17,7 +17,7 @@ from keras_learned_lr.learning import ControllerLearner, LearnerConfig
 from keras_learned_lr.learning.in_fit import FitEpisode, learn_in_fit
 from keras_learned_lr.plotting import plot_runs
 
-EPISODES = 400
+EPISODES = 250
 LEARNER = LearnerConfig(
     # Narrower than the default: a few hundred fits teach no more than they visit.
     # The same number of decisions however long the run, so that one of 300 steps shows
@@ -31,6 +31,8 @@ LEARNER = LearnerConfig(
     minibatches=2,
     annealing_updates=40,
 )
+# From hopelessly small to just too large for the model it learns on.
+LEARNING_RATES = (1e-5, 1e-1)
 GOOD_LEARNING_RATE = 3e-3
 TOO_SMALL = 100.0
 
@@ -98,7 +100,7 @@ def train_controller(
         steps_per_epoch=80,
         validation_data=data.validation,
         episodes=episodes,
-        learning_rates=(1e-4, 1.0),
+        learning_rates=LEARNING_RATES,
         seed=seed,
     ):
         done.append(episode)
