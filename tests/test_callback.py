@@ -692,7 +692,7 @@ def test_a_learner_that_fails_does_not_end_the_run(fails_at_end):
     learned = LearnedLearningRate(learner, validation_data=data())
     with pytest.warns(UserWarning, match="out of memory") as warned:
         history = fit(trainee, [learned], epochs=2)
-    assert len(warned) == 1
+    assert ["out of memory" in str(w.message) for w in warned].count(True) == 1
     assert len(history.history["loss"]) == 2
     assert len(learner.ended) == 1
     # Where it failed on the way it is told that the run broke off.
