@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 # TensorFlow's start-up notices would drown what the commands print.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 try:
     import typer

@@ -98,6 +98,7 @@ def train_controller(
         model,
         x=batches,
         steps_per_epoch=80,
+        shuffle=False,  # the stream is
         validation_data=data.validation,
         episodes=episodes,
         learning_rates=LEARNING_RATES,

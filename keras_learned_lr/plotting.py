@@ -59,7 +59,9 @@ def plot_runs(runs: dict[str, dict[str, Any]], path: str | Path | None = None) -
     rate_axes.set(yscale="log", ylabel="learning rate")
     loss_axes.set(yscale="log", ylabel="loss", xlabel="training step")
     if len(runs) > 1:
-        rate_axes.legend()
+        figure.legend(
+            *rate_axes.get_legend_handles_labels(), loc="outside upper center", ncols=2
+        )
     if path is not None:
         figure.savefig(path, dpi=120)
     return figure

@@ -20,7 +20,7 @@ def test_a_picture_shows_every_run_on_logarithmic_axes(tmp_path):
     assert len(rates.lines) == len(losses.lines) == 2
     np.testing.assert_array_equal(rates.lines[0].get_ydata(), RUN["learning_rate"])
     np.testing.assert_array_equal(losses.lines[1].get_ydata(), RUN["loss"])
-    labels = [text.get_text() for text in rates.get_legend().get_texts()]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["first", "second"]
     assert path.read_bytes().startswith(b"\x89PNG")
 
