@@ -76,7 +76,7 @@ setup(
     version=read_version(),
     description="A Keras callback in which a small trained network sets the "
     "learning rate.",
-    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description=README.read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     author="The keras_learned_lr authors",
     license="Apache-2.0",
