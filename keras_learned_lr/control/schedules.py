@@ -1,6 +1,7 @@
 """When a controller decides: host-side schedules that travel with the action form."""
 
 import dataclasses
+import math
 from typing import ClassVar
 
 from keras_learned_lr.control.config import Configurable
@@ -84,4 +85,41 @@ class Geometric(Configurable):
         return step + min(max(round(self.growth * step), self.minimum), longest)
 
 
-Schedule = EverySteps | PerRun | Geometric
+@dataclasses.dataclass(frozen=True)
+class GeometricPerRun(Configurable):
+    """A fixed number of decisions, dense at the start of a run and sparse later.
+
+    Decision k of N falls at the share `(exp(ak/N) - 1) / (exp(a) - 1)` of the run, where
+    a is `density`: each window is longer than the one before by the same factor. So a
+    short run and a long one are met with the same decisions at the same progress, as
+    far as a short one has that many steps.
+
+    Attributes:
+        decisions: Decisions in a whole run, the first before step 1.
+        density: Log of how much longer the last window is than the first, about.
+    """
+
+    kind: ClassVar[str] = "schedule"
+    needs_horizon: ClassVar[bool] = True
+    decisions: int = 24
+    density: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.decisions < 1 or not self.density > 0:
+            raise ValueError(
+                "`decisions` must be at least 1 and `density` positive. Received: "
+                f"{self}"
+            )
+
+    def next_step(self, step: int, horizon: int) -> int:
+        """Returns the step at which the decision after the one at `step` is due."""
+        whole = math.expm1(self.density)
+        for index in range(1, self.decisions):
+            share = math.expm1(self.density * index / self.decisions) / whole
+            due = round(share * horizon)
+            if due > step:
+                return due
+        return max(horizon, step + 1)
+
+
+Schedule = EverySteps | PerRun | Geometric | GeometricPerRun

@@ -149,7 +149,9 @@ _MODULES = (
     "tf_agents.agents.reinforce.reinforce_agent",
     "tf_agents.drivers.dynamic_episode_driver",
     "tf_agents.drivers.dynamic_step_driver",
+    "tf_agents.environments.py_environment",
     "tf_agents.environments.tf_environment",
+    "tf_agents.environments.utils",
     "tf_agents.networks.actor_distribution_network",
     "tf_agents.networks.actor_distribution_rnn_network",
     "tf_agents.networks.network",
@@ -158,6 +160,7 @@ _MODULES = (
     "tf_agents.policies.policy_saver",
     "tf_agents.policies.tf_policy",
     "tf_agents.replay_buffers.tf_uniform_replay_buffer",
+    "tf_agents.specs.array_spec",
     "tf_agents.specs.distribution_spec",
     "tf_agents.specs.tensor_spec",
     "tf_agents.trajectories.policy_step",
@@ -186,7 +189,9 @@ ppo_clip_agent = _found["ppo_clip_agent"]
 reinforce_agent = _found["reinforce_agent"]
 dynamic_episode_driver = _found["dynamic_episode_driver"]
 dynamic_step_driver = _found["dynamic_step_driver"]
+py_environment = _found["py_environment"]
 tf_environment = _found["tf_environment"]
+environment_utils = _found["utils"]
 actor_distribution_network = _found["actor_distribution_network"]
 actor_distribution_rnn_network = _found["actor_distribution_rnn_network"]
 network = _found["network"]
@@ -195,6 +200,7 @@ value_rnn_network = _found["value_rnn_network"]
 policy_saver = _found["policy_saver"]
 tf_policy = _found["tf_policy"]
 tf_uniform_replay_buffer = _found["tf_uniform_replay_buffer"]
+array_spec = _found["array_spec"]
 distribution_spec = _found["distribution_spec"]
 tensor_spec = _found["tensor_spec"]
 policy_step = _found["policy_step"]

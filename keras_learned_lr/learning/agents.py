@@ -34,10 +34,11 @@ class AgentParts(NamedTuple):
 def build_agent(config: LearnerConfig) -> AgentParts:
     """Builds the agent that `config` describes.
 
-    Observations are float32 `[features]`, actions float32 `()` in [-1, 1].
+    Observations are float32 `[features + privileged]`, actions float32 `()` in
+    [-1, 1].
     """
     observation = tfa.tensor_spec.TensorSpec(
-        (len(config.observation),), tf.float32, "observation"
+        (len(config.observation) + config.privileged,), tf.float32, "observation"
     )
     actor, critic, deviation = build_networks(config, observation, ACTION_SPEC)
     optimizer = tfa.tf_keras.optimizers.Adam(config.learning_rate, epsilon=1e-5)

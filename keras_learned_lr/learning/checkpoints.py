@@ -16,7 +16,15 @@ if TYPE_CHECKING:
 VERSION = 1
 INDEX = "learner.json"
 # Settings that the checkpoint's tensors depend on; the others may change.
-SHAPES = ("algorithm", "network", "observation", "hidden", "lstm_size", "capacity")
+SHAPES = (
+    "algorithm",
+    "network",
+    "observation",
+    "privileged",
+    "hidden",
+    "lstm_size",
+    "capacity",
+)
 
 
 def save(learner: "ControllerLearner", folder: Path) -> None:

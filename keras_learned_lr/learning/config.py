@@ -22,6 +22,9 @@ class LearnerConfig(Configurable):
         network: "mlp", or "lstm" with a recurrent layer behind the dense ones. Actor
             and critic are separate networks of the same shape.
         observation: Names of the features that the controller sees, in order.
+        privileged: How many numbers behind the observation only the critic sees
+            (asymmetric actor-critic; Pinto et al. 2018). An environment that knows more
+            than a controller may see appends them; inside `fit` there are none.
         action_form: What its actions mean, and when it decides.
         reward: What an action earns.
         discount: γ per decision. Near 1, since a short-sighted controller picks
@@ -53,6 +56,7 @@ class LearnerConfig(Configurable):
     algorithm: str = "ppo"
     network: str = "mlp"
     observation: tuple[str, ...] = features.DEFAULT
+    privileged: int = 0
     action_form: ActionForm = AnchoredScaleFactor()
     reward: Reward = LogImprovement()
     discount: float = 1.0
@@ -103,6 +107,8 @@ class LearnerConfig(Configurable):
             self._check(name, _is_count(getattr(self, name)), "an int of at least 1")
         units = bool(self.hidden) and all(map(_is_count, self.hidden))
         self._check("hidden", units, "ints of at least 1, one a layer")
+        known = _is_count(self.privileged) or self.privileged == 0
+        self._check("privileged", known, "an int of at least 0")
         clipping = self.gradient_clipping
         self._check("gradient_clipping", clipping is None or clipping > 0, "positive")
         long_enough = _is_count(self.capacity) and self.capacity > 1

@@ -61,6 +61,7 @@ class ControllerLearner:
         collect_policy: A `TFPolicy` that samples unclipped actions, for drivers.
         buffer: The TF-Agents replay buffer.
         history: Returns and losses so far.
+        observe: `add` as a tf.function.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class ControllerLearner:
         self.seen = 0
         self.open_returns = np.zeros(batch_size)
         self._update = build_update(config, self.parts, self.generator)
-        self._add = tf.function(self.add)
+        self.observe = tf.function(self.add, autograph=False)
 
     @property
     def observation_spec(self) -> ObservationSpec:
@@ -123,9 +124,9 @@ class ControllerLearner:
 
     @tf.autograph.experimental.do_not_convert
     def act(self, observation: tf.Tensor, state: list[tf.Tensor]) -> PolicyOutput:
-        """Samples actions for observations `[batch, features]`; works inside a graph.
+        """Samples actions for observations `[batch, features + privileged]`.
 
-        Actions are unclipped, float32 `[batch]`. `info` holds the parameters of the
+        Works inside a graph. Actions are unclipped, float32 `[batch]`. `info` holds the parameters of the
         distribution they come from and the critic's prediction (PPO), or nothing.
         """
         spec = self.collect_policy.policy_state_spec
@@ -137,12 +138,19 @@ class ControllerLearner:
         """Starts an episode: one training run of a trainee.
 
         Raises:
-            RuntimeError: If the learner was built for several trainees at once.
+            RuntimeError: If the learner was built for several trainees at once, or with
+                a critic that knows more than a run can tell.
         """
         if self.batch_size != 1:
             raise RuntimeError(
                 "Runs are recorded one by one with batch_size=1 only; several at once "
                 f"go through `add`. Received: batch_size={self.batch_size}"
+            )
+        if self.config.privileged:
+            raise RuntimeError(
+                "Inside `fit` nothing is known that the controller does not see. Build "
+                "the learner with `privileged=0`. Received: "
+                f"privileged={self.config.privileged}"
             )
         self.recorder.begin()
 
@@ -174,7 +182,7 @@ class ControllerLearner:
         frame = self.recorder.look(decision, final)
         if frame is None:
             return None
-        self._add(tf.nest.map_structure(lambda leaf: tf.constant(leaf)[None], frame))
+        self.observe(tf.nest.map_structure(lambda leaf: tf.constant(leaf)[None], frame))
         self.train_if_due()
         return float(frame.reward)
 
@@ -292,7 +300,7 @@ class ControllerLearner:
         if kept is not None:
             self.seen = len(kept.reward)
             for at in range(self.seen):
-                self._add(
+                self.observe(
                     tf.nest.map_structure(lambda leaf, t=at: leaf[t : t + 1], kept)
                 )
 
@@ -314,6 +322,7 @@ class ControllerLearner:
             self.parts.agent.policy,
             observation_spec=self.observation_spec,
             action_form=self.action_form,
+            privileged=self.config.privileged,
         )
 
     def export(self, path: str | Path, **options: Any) -> Any:

@@ -57,6 +57,26 @@ class ScheduledNormal(tfa.network.DistributionNetwork):
         return self.output_spec.build_distribution(loc=mean, scale=scale), ()
 
 
+class Visible(tfa.tf_keras.layers.Layer):
+    """Cuts off what only the critic may see.
+
+    Args:
+        features: Numbers of the observation that stay.
+    """
+
+    def __init__(self, features: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.features = features
+
+    def call(self, observation: tf.Tensor) -> tf.Tensor:
+        """Returns `[..., features]`."""
+        return observation[..., : self.features]
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns what the layer is copied from."""
+        return {**super().get_config(), "features": self.features}
+
+
 def build_networks(
     config: LearnerConfig, observation_spec: Any, action_spec: Any
 ) -> tuple[Any, Any, tf.Variable]:
@@ -64,7 +84,7 @@ def build_networks(
 
     Args:
         config: Which networks, how large, and the seed of their weights.
-        observation_spec: TensorSpec `[features]`, float32.
+        observation_spec: TensorSpec `[features + privileged]`, float32.
         action_spec: BoundedTensorSpec `()`, float32, [-1, 1].
 
     Returns:
@@ -81,11 +101,15 @@ def build_networks(
         heads.append(ScheduledNormal(spec, deviation))
         return heads[-1]
 
+    visible = None
+    if config.privileged:
+        visible = Visible(len(config.observation), name="visible")
     with _undisturbed_randomness():
         if config.network == "mlp":
             actor = tfa.actor_distribution_network.ActorDistributionNetwork(
                 observation_spec,
                 action_spec,
+                preprocessing_layers=visible,
                 fc_layer_params=config.hidden,
                 activation_fn=tanh,
                 continuous_projection_net=head,
@@ -103,6 +127,7 @@ def build_networks(
             actor = tfa.actor_distribution_rnn_network.ActorDistributionRnnNetwork(
                 observation_spec,
                 action_spec,
+                preprocessing_layers=visible,
                 continuous_projection_net=head,
                 **recurrent,
             )

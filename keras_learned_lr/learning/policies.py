@@ -76,6 +76,8 @@ class PolicyController:
         action_form: What its actions mean.
         observation_shape: Shape of one observation; the policy's own if None.
         state_spec: Nest of specs of its recurrent state; the policy's own if None.
+        privileged: Numbers behind the observation that the policy has room for and
+            does not look at.
 
     Raises:
         ValueError: If the policy sees another number of features than the spec names.
@@ -92,6 +94,7 @@ class PolicyController:
         action_form: ActionForm | None = None,
         observation_shape: Any = None,
         state_spec: Any = None,
+        privileged: int = 0,
     ) -> None:
         self.observation_spec = observation_spec or ObservationSpec()
         self.action_form = action_form or AnchoredScaleFactor()
@@ -99,7 +102,7 @@ class PolicyController:
             observation_shape = policy.time_step_spec.observation.shape
         if state_spec is None:
             state_spec = policy.policy_state_spec
-        wanted = [len(self.observation_spec.names)]
+        wanted = [len(self.observation_spec.names) + privileged]
         if list(observation_shape) != wanted:
             raise ValueError(
                 f"The policy takes observations of shape {list(observation_shape)}, "
@@ -107,6 +110,7 @@ class PolicyController:
                 f"that it was trained with. Received: {self.observation_spec}"
             )
         self._policy = policy
+        self._privileged = privileged
         self._state_spec = state_spec
         found = getattr(policy, "model_variables", None)
         if found is None:
@@ -126,7 +130,8 @@ class PolicyController:
     def act(self, observation: tf.Tensor, state: list[tf.Tensor]) -> PolicyOutput:
         """Answers observations of shape `[batch, features]`; works inside a graph."""
         nested = tf.nest.pack_sequence_as(self._state_spec, list(state))
-        step = self._policy.action(time_steps(observation), nested)
+        padded = tf.pad(observation, [[0, 0], [0, self._privileged]])
+        step = self._policy.action(time_steps(padded), nested)
         (action,) = tf.nest.flatten(step.action)
         action = tf.reshape(action, tf.shape(observation)[:1])
         return PolicyOutput(action, tf.nest.flatten(step.state), step.info)

@@ -1,0 +1,140 @@
+"""Settings of a meta-training run, and the TOML files that hold them."""
+
+import dataclasses
+import tomllib
+from pathlib import Path
+from typing import Any, ClassVar
+
+from keras_learned_lr.control.config import Configurable
+from keras_learned_lr.learning.config import LearnerConfig
+from keras_learned_lr.learning.environment import BASELINES
+from keras_learned_lr.learning.tasks import TaskTemplate, read_split
+
+SHIPPED = Path(__file__).parent / "configs"
+# Where a table of the file says no name, it is the class that belongs there.
+_NAMES = {"learner": "LearnerConfig", "width": "Width"}
+
+
+@dataclasses.dataclass(frozen=True)
+class MetaTrainConfig(Configurable):
+    """Everything that defines a meta-training run.
+
+    Attributes:
+        learner: What learns.
+        rounds: How many times to collect and learn.
+        training: Names of the split's training templates, "mixtures_adam"; all of them
+            where empty.
+        validation: The same for validation.
+        templates_per_round: Templates drawn for each round, one batch of trainees of
+            each.
+        tasks: Tasks in a batch.
+        group: Trainees of each task, from different initial learning rates. 8, as the
+            evaluation has so many.
+        decades: Initial learning rates lie within ± these decades of the template's.
+        shortest_horizon: Training steps of the shortest runs.
+        longest_horizon: Of the longest; horizons are log-uniform between the two.
+        baseline: See `TraineesEnvironment`.
+        evaluate_every: Rounds between evaluations on the validation tasks.
+        evaluation_horizons: Training steps of those.
+        evaluation_tasks: Tasks of each validation template and horizon. The same as
+            `tasks` spares a second graph.
+        checkpoint_every: Rounds between checkpoints.
+        seed: Of the tasks. The learner has its own.
+    """
+
+    kind: ClassVar[str] = "meta-training"
+    learner: LearnerConfig = LearnerConfig()
+    rounds: int = 400
+    training: tuple[str, ...] = ()
+    validation: tuple[str, ...] = ()
+    templates_per_round: int = 3
+    tasks: int = 8
+    group: int = 8
+    decades: float = 3.0
+    shortest_horizon: int = 60
+    longest_horizon: int = 1000
+    baseline: str = "group"
+    evaluate_every: int = 50
+    evaluation_horizons: tuple[int, ...] = (100, 400)
+    evaluation_tasks: int = 8
+    checkpoint_every: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("training", "validation", "evaluation_horizons"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in (
+            "rounds",
+            "templates_per_round",
+            "tasks",
+            "group",
+            "shortest_horizon",
+            "evaluate_every",
+            "evaluation_tasks",
+            "checkpoint_every",
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(
+                    f"`{name}` must be an int of at least 1. Received: {value!r}"
+                )
+        if not self.shortest_horizon <= self.longest_horizon:
+            raise ValueError(
+                "`longest_horizon` must not be below `shortest_horizon`. Received: "
+                f"{self.longest_horizon} and {self.shortest_horizon}"
+            )
+        if self.baseline not in BASELINES:
+            raise ValueError(
+                f"`baseline` must be one of {BASELINES}. Received: {self.baseline!r}"
+            )
+        for chosen in ("training", "validation"):
+            self.templates(chosen)  # raises if a name is unknown
+
+    def templates(self, chosen: str) -> list[TaskTemplate]:
+        """Returns the templates of "training" or "validation".
+
+        Raises:
+            ValueError: If the split has none of that name.
+        """
+        split = read_split()
+        known = [name for name in split if name.startswith(f"{chosen}/")]
+        names = [f"{chosen}/{name}" for name in getattr(self, chosen)] or known
+        unknown = sorted(set(names) - set(known))
+        if unknown:
+            raise ValueError(
+                f"Unknown {chosen} tasks: {unknown}. Known: {', '.join(known)}"
+            )
+        return [split[name] for name in names]
+
+
+def read_config(path: str | Path) -> MetaTrainConfig:
+    """Reads a TOML file of settings; what it does not name keeps its default.
+
+    Args:
+        path: A file, or the name of one that ships: "small".
+
+    Raises:
+        ValueError: If there is no such file, it is no TOML, or a key is unknown.
+    """
+    shipped = SHIPPED / f"{path}.toml"
+    file = shipped if shipped.is_file() else Path(path)
+    if not file.is_file():
+        names = ", ".join(sorted(f.stem for f in SHIPPED.glob("*.toml")))
+        raise ValueError(
+            f"No such config file, and none of that name ships ({names}). Received: "
+            f"{str(path)!r}"
+        )
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{file} is not valid TOML: {error}") from None
+    return MetaTrainConfig.from_config(_completed(content, "MetaTrainConfig"))
+
+
+def _completed(table: dict[str, Any], name: str | None) -> dict[str, Any]:
+    """Returns a table with the names and versions that people leave out."""
+    found = {
+        key: _completed(value, _NAMES.get(key)) if isinstance(value, dict) else value
+        for key, value in table.items()
+    }
+    return {"name": name, "version": 1, **found}

@@ -1,0 +1,307 @@
+"""Meta-training: collect, learn, evaluate, checkpoint, and go on where it stopped."""
+
+import dataclasses
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_learned_lr.learning.collect import collect_episode
+from keras_learned_lr.learning.environment import TraineesEnvironment
+from keras_learned_lr.learning.evaluation import examine, set_exams
+from keras_learned_lr.learning.learner import ControllerLearner
+from keras_learned_lr.learning.meta_config import MetaTrainConfig
+from keras_learned_lr.learning.tasks.sampler import (
+    PRIVILEGED,
+    TaskBatch,
+    TaskSampler,
+    spread_offsets,
+)
+
+CONFIG, LOG, STATE, BEST = "config.json", "log.jsonl", "state.json", "best"
+# Settings that a run may change when it goes on.
+CHANGEABLE = ("rounds", "evaluate_every", "checkpoint_every")
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a run is; what a checkpoint holds besides the learner.
+
+    Attributes:
+        round: Rounds done.
+        trainee_steps: Training steps of all trainees together.
+        best_round: The round of the lowest validation ratio, -1 before the first.
+        best_ratio: That ratio.
+        seconds: Time in collecting, learning and evaluating.
+    """
+
+    round: int = 0
+    trainee_steps: int = 0
+    best_round: int = -1
+    best_ratio: float = float("inf")
+    seconds: dict[str, float] = dataclasses.field(
+        default_factory=lambda: {"collect": 0.0, "learn": 0.0, "evaluate": 0.0}
+    )
+
+
+class MetaTraining:
+    """A meta-training run in a folder.
+
+    The folder holds the config, a log of one JSON line a round, TensorBoard events, the
+    last checkpoint, and in `best` the learner with the lowest validation ratio so far.
+    Everything a round draws depends on the seed and the round's number alone, so a run
+    that was killed goes on from its checkpoint to the same weights.
+
+    Args:
+        config: The run's settings.
+        folder: Where it lives; made if it is not there.
+        resume: Whether to go on from what the folder holds.
+
+    Raises:
+        ValueError: If the folder holds a run already and `resume` is False, or one with
+            other settings.
+    """
+
+    def __init__(
+        self, config: MetaTrainConfig, folder: str | Path, resume: bool = False
+    ) -> None:
+        self.config = config
+        self.folder = Path(folder)
+        self._claim_folder(resume)
+        own = config.learner
+        batch = config.tasks * config.group
+        self.learner = ControllerLearner(self._learner_config(), batch)
+        self.sampler = TaskSampler(own.observation_spec, own.action_form)
+        self.progress = Progress()
+        self._templates = config.templates("training")
+        self._drawn: list[TaskBatch] = []
+        self._environment = TraineesEnvironment(
+            lambda: self._drawn.pop(),
+            own.reward,
+            batch,
+            len(own.observation),
+            privileged=own.privileged > 0,
+            baseline=config.baseline,
+        )
+        policy = self.learner.collect_policy
+        self._act = tf.function(policy.action, autograph=False)
+        self._greedy = self.learner.greedy()
+        self._greedy_act = tf.function(
+            lambda observation, state: self._greedy.act(observation, state)[:2],
+            autograph=False,
+        )
+        self._exams: list[Any] | None = None
+        if (checkpoint := self._checkpoint()) is not None:
+            self._restore(checkpoint)
+        self._trim_log()
+        self._board = tf.summary.create_file_writer(str(self.folder / "tensorboard"))
+
+    def run(self, on_round: Callable[[dict[str, Any]], None] | None = None) -> Progress:
+        """Runs the rounds that are left.
+
+        Args:
+            on_round: Called with the log's record after each round.
+        """
+        while self.progress.round < self.config.rounds:
+            record = self._round()
+            self._log(record)
+            number = self.progress.round
+            last = number == self.config.rounds
+            if number % self.config.checkpoint_every == 0 or last:
+                self._save()
+            if on_round is not None:
+                on_round(record)
+        return self.progress
+
+    def _round(self) -> dict[str, Any]:
+        config, progress = self.config, self.progress
+        started = time.perf_counter()
+        rng = np.random.default_rng([config.seed, progress.round])
+        chosen = rng.permutation(len(self._templates))[: config.templates_per_round]
+        names, finals, earned, steps = [], [], [], 0
+        for index in chosen:
+            batch = self._draw(self._templates[index], rng)
+            self._drawn.append(batch)
+            finals.append(collect_episode(self._environment, self.learner, self._act))
+            earned.append(self._environment.returns)
+            names.append(batch.template.name)
+            steps += int(batch.members.horizon) * len(batch.task)
+        collected = time.perf_counter()
+        losses = self.learner.train() or {}
+        # One number for each of a hundred million steps' episodes would fill the
+        # checkpoints.
+        self.learner.history.returns.clear()
+        learned = time.perf_counter()
+        progress.round += 1
+        progress.trainee_steps += steps
+        record = {
+            "round": progress.round,
+            "trainee_steps": progress.trainee_steps,
+            "mean_return": float(np.mean(earned)),
+            "diverged": float(np.mean(~np.isfinite(np.concatenate(finals)))),
+            "templates": names,
+            "seconds": {"collect": collected - started, "learn": learned - collected},
+            **losses,
+        }
+        last = progress.round == config.rounds
+        if progress.round % config.evaluate_every == 0 or last:
+            record["validation"] = dataclasses.asdict(self.evaluate())
+            self._keep_if_best(record["validation"]["ratio"])
+            record["seconds"]["evaluate"] = time.perf_counter() - learned
+        for name, seconds in record["seconds"].items():
+            progress.seconds[name] += seconds
+        return record
+
+    def _draw(self, template: Any, rng: np.random.Generator) -> TaskBatch:
+        config = self.config
+        low, high = np.log(config.shortest_horizon), np.log(config.longest_horizon)
+        horizon = round(float(np.exp(rng.uniform(low, high))))
+        offsets = spread_offsets(config.tasks, config.group, config.decades, rng)
+        return self.sampler.draw(template, config.tasks, offsets, horizon, rng)
+
+    def evaluate(self) -> Any:
+        """Marks the greedy controller on the validation tasks; see `examine`."""
+        return examine(self.exams, self._greedy_act, self._greedy.initial_state)
+
+    @property
+    def exams(self) -> list[Any]:
+        """The validation tasks, with their cosine grids; made at the first use."""
+        if self._exams is None:
+            config = self.config
+            self._exams = set_exams(
+                self.sampler,
+                config.templates("validation"),
+                config.evaluation_horizons,
+                config.evaluation_tasks,
+                seed=config.seed + 1_000_003,
+            )
+        return self._exams
+
+    # The folder.
+
+    def _learner_config(self) -> Any:
+        """Returns the learner's settings with room for a whole round."""
+        config = self.config
+        longest = 0
+        for horizon in range(config.shortest_horizon, config.longest_horizon + 1):
+            step = count = 0
+            while step < horizon:
+                step = config.learner.action_form.schedule.next_step(step, horizon)
+                count += 1
+            longest = max(longest, count)
+        needed = (longest + 1) * config.templates_per_round
+        if config.learner.privileged not in (0, PRIVILEGED):
+            raise ValueError(
+                f"`privileged` must be 0 or {PRIVILEGED}, what the environment tells a "
+                f"critic. Received: {config.learner.privileged}"
+            )
+        return dataclasses.replace(
+            config.learner,
+            capacity=needed,
+            episodes_per_update=config.tasks
+            * config.group
+            * config.templates_per_round,
+        )
+
+    def _claim_folder(self, resume: bool) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.folder / CONFIG
+        own = self.config.to_config()
+        if file.exists():
+            if not resume:
+                raise ValueError(
+                    f"{self.folder} holds a run already. Go on with it (`--resume`), "
+                    "or choose another folder."
+                )
+            saved = json.loads(file.read_text(encoding="utf-8"))
+            plain = json.loads(json.dumps(own))
+            different = [
+                key
+                for key in {*saved, *plain}
+                if saved.get(key) != plain.get(key) and key not in CHANGEABLE
+            ]
+            if different:
+                raise ValueError(
+                    f"The run in {self.folder} has another {', '.join(different)}. "
+                    "Resume it with the config it was started with."
+                )
+        unfinished = file.with_suffix(".new")
+        unfinished.write_text(json.dumps(own, indent=1), encoding="utf-8")
+        os.replace(unfinished, file)
+
+    def _checkpoint(self) -> Path | None:
+        found = list(self.folder.glob("checkpoint-[0-9]*"))
+        whole = [path for path in found if path.name.split("-")[1].isdigit()]
+        return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+    def _save(self) -> None:
+        """Writes a checkpoint beside the last and renames it when it is whole."""
+        old = self._checkpoint()
+        target = self.folder / f"checkpoint-{self.progress.round}"
+        unfinished = self.folder / "checkpoint.new"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        self.learner.save(unfinished)
+        state = json.dumps(dataclasses.asdict(self.progress), indent=1)
+        (unfinished / STATE).write_text(state, encoding="utf-8")
+        if target != old:
+            os.replace(unfinished, target)
+            if old is not None:
+                shutil.rmtree(old)
+
+    def _restore(self, checkpoint: Path) -> None:
+        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        self.progress = Progress(**state)
+        self.learner.restore(checkpoint)
+
+    def _keep_if_best(self, ratio: float) -> None:
+        progress = self.progress
+        if not ratio < progress.best_ratio:
+            return
+        progress.best_round, progress.best_ratio = progress.round, ratio
+        unfinished = self.folder / f"{BEST}.new"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        self.learner.save(unfinished)
+        mark = {"round": progress.round, "ratio": ratio}
+        (unfinished / STATE).write_text(json.dumps(mark), encoding="utf-8")
+        old = self.folder / f"{BEST}.old"
+        shutil.rmtree(old, ignore_errors=True)
+        if (self.folder / BEST).exists():
+            os.replace(self.folder / BEST, old)
+        os.replace(unfinished, self.folder / BEST)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _trim_log(self) -> None:
+        """Takes out of the log what came after the checkpoint: it is done again."""
+        file = self.folder / LOG
+        if not file.exists():
+            return
+        kept = []
+        for line in file.read_text(encoding="utf-8").splitlines():
+            try:
+                done = json.loads(line)["round"] <= self.progress.round
+            except json.JSONDecodeError:  # the line that a kill cut off
+                done = False
+            if done:
+                kept.append(line + "\n")
+        unfinished = file.with_suffix(".new")
+        unfinished.write_text("".join(kept), encoding="utf-8")
+        os.replace(unfinished, file)
+
+    def _log(self, record: dict[str, Any]) -> None:
+        with (self.folder / LOG).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        with self._board.as_default(step=record["round"]):
+            for name in ("mean_return", "diverged", "policy_loss", "value_loss"):
+                if name in record:
+                    tf.summary.scalar(name, record[name])
+            if "validation" in record:
+                marks = record["validation"]
+                for name in ("ratio", "far_ratio", "lost"):
+                    tf.summary.scalar(f"validation/{name}", marks[name])
+        self._board.flush()

@@ -1,0 +1,30 @@
+"""The tasks that controllers are trained and chosen on.
+
+A family is a file with a function that draws a data set; import it here and name it in
+`split.toml`.
+"""
+
+from keras_learned_lr.learning.tasks import (  # noqa: F401
+    digits,
+    friedman,
+    gaussian_mixtures,
+    plateaus,
+    reconstruction,
+    sequences,
+    tables,
+    teacher_networks,
+    text,
+)
+from keras_learned_lr.learning.tasks.family import FAMILIES, Data, TaskFamily, family
+from keras_learned_lr.learning.tasks.models import MODELS
+from keras_learned_lr.learning.tasks.split import TaskTemplate, read_split
+
+__all__ = [
+    "FAMILIES",
+    "MODELS",
+    "Data",
+    "TaskFamily",
+    "TaskTemplate",
+    "family",
+    "read_split",
+]

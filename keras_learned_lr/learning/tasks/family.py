@@ -1,0 +1,102 @@
+"""What a task family is: one function that draws a data set."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+# What the targets are; each goes with some losses.
+TARGETS = {
+    "class": ("cross_entropy",),
+    "binary": ("binary",),
+    "number": ("squared", "huber"),
+}
+
+
+class Data(NamedTuple):
+    """A drawn data set.
+
+    Attributes:
+        inputs: float32 `[examples, *shape]`, in random order.
+        targets: int32 `[examples]` for classes, float32 `[examples, outputs]` else.
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskFamily:
+    """A source of tasks that differ in their data.
+
+    Attributes:
+        name: What the split file calls it.
+        draw: Draws a data set of `examples` rows.
+        shape: Of one input.
+        outputs: Units of a model's last layer.
+        target: A key of `TARGETS`.
+        examples: Rows of a data set: to train on, to validate and to score.
+        scaled: Whether inputs may be scaled and their axes stretched at random; not
+            for one-hot inputs.
+    """
+
+    name: str
+    draw: Callable[[np.random.Generator], Data]
+    shape: tuple[int, ...]
+    outputs: int
+    target: str
+    examples: int
+    scaled: bool
+
+
+FAMILIES: dict[str, TaskFamily] = {}
+
+
+def family(
+    shape: tuple[int, ...],
+    outputs: int,
+    target: str,
+    examples: int = 1536,
+    scaled: bool = True,
+) -> Callable[[Callable[[np.random.Generator], Data]], TaskFamily]:
+    """Makes a family of a function that draws a data set, under the function's name.
+
+    Args:
+        shape: Of one input.
+        outputs: Units of a model's last layer.
+        target: A key of `TARGETS`.
+        examples: Rows that the function returns, always as many.
+        scaled: See `TaskFamily`.
+
+    Raises:
+        ValueError: If the target is unknown or the name is taken.
+    """
+    if target not in TARGETS:
+        raise ValueError(
+            f"`target` must be one of {list(TARGETS)}. Received: {target!r}"
+        )
+
+    def register(draw: Callable[[np.random.Generator], Data]) -> TaskFamily:
+        name = getattr(draw, "__name__", "")
+        if name in FAMILIES:
+            raise ValueError(f"There is a task family named {name!r} already.")
+        made = TaskFamily(name, draw, shape, outputs, target, examples, scaled)
+        FAMILIES[name] = made
+        return made
+
+    return register
+
+
+def pad_features(inputs: np.ndarray, features: int) -> np.ndarray:
+    """Returns `[examples, features]`: standardised columns, then columns of zeros."""
+    deviation = inputs.std(0)
+    inputs = (inputs - inputs.mean(0)) / np.where(deviation > 0, deviation, 1.0)
+    return np.pad(inputs, [(0, 0), (0, features - inputs.shape[1])]).astype("float32")
+
+
+def standardise(values: np.ndarray) -> np.ndarray:
+    """Returns targets `[examples, outputs]` of mean 0 and overall deviation 1."""
+    values = values.reshape(len(values), -1)
+    values = values - values.mean(0)
+    return (values / max(float(values.std()), 1e-6)).astype("float32")

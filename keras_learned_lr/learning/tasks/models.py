@@ -1,0 +1,119 @@
+"""The small models that trainees are, by name."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import layers
+
+Maker = Callable[..., keras.Model]
+
+
+def mlp(
+    shape: tuple[int, ...],
+    outputs: int,
+    depth: int = 2,
+    width: int = 32,
+    activation: str = "relu",
+    normalise: bool = False,
+) -> keras.Model:
+    """Returns dense layers, with batch normalisation between them if asked for."""
+    stack: list[Any] = [keras.Input(shape)]
+    if len(shape) > 1:
+        stack.append(layers.Flatten())
+    for _ in range(depth):
+        if normalise:
+            stack.append(layers.Dense(width, use_bias=False))
+            stack.append(layers.BatchNormalization(momentum=0.9))
+            stack.append(layers.Activation(activation))
+        else:
+            stack.append(layers.Dense(width, activation))
+    return keras.Sequential([*stack, layers.Dense(outputs)])
+
+
+def bottleneck(
+    shape: tuple[int, ...],
+    outputs: int,
+    width: int = 24,
+    code: int = 4,
+    activation: str = "relu",
+) -> keras.Model:
+    """Returns an autoencoder with two hidden layers around a narrow one."""
+    return keras.Sequential(
+        [
+            keras.Input(shape),
+            layers.Dense(width, activation),
+            layers.Dense(code),
+            layers.Dense(width, activation),
+            layers.Dense(outputs),
+        ]
+    )
+
+
+def cnn(
+    shape: tuple[int, ...],
+    outputs: int,
+    filters: int = 4,
+    activation: str = "relu",
+    pooling: str = "max",
+    normalise: bool = False,
+) -> keras.Model:
+    """Returns two 3×3 convolutions with pooling between them."""
+    pool = {"max": layers.MaxPooling2D, "average": layers.AveragePooling2D}[pooling]
+    stack: list[Any] = [keras.Input(shape)]
+    for size in (filters, 2 * filters):
+        if normalise:
+            stack.append(layers.Conv2D(size, 3, padding="same", use_bias=False))
+            stack.append(layers.BatchNormalization(momentum=0.9))
+            stack.append(layers.Activation(activation))
+        else:
+            stack.append(layers.Conv2D(size, 3, padding="same", activation=activation))
+        stack.append(pool(2))
+    return keras.Sequential([*stack, layers.Flatten(), layers.Dense(outputs)])
+
+
+def residual(
+    shape: tuple[int, ...],
+    outputs: int,
+    width: int = 24,
+    blocks: int = 2,
+    activation: str = "relu",
+) -> keras.Model:
+    """Returns dense residual blocks with layer normalisation before each."""
+    x = inputs = keras.Input(shape)
+    if len(shape) > 1:
+        x = layers.Flatten()(x)
+    x = layers.Dense(width)(x)
+    for _ in range(blocks):
+        y = layers.LayerNormalization()(x)
+        y = layers.Dense(width, activation)(y)
+        x = layers.Add()([x, layers.Dense(width)(y)])
+    return keras.Model(inputs, layers.Dense(outputs)(x))
+
+
+def gru(shape: tuple[int, ...], outputs: int, units: int = 12) -> keras.Model:
+    """Returns one GRU and a dense layer."""
+    return keras.Sequential(
+        [keras.Input(shape), layers.GRU(units), layers.Dense(outputs)]
+    )
+
+
+def attention(
+    shape: tuple[int, ...], outputs: int, width: int = 16, heads: int = 2
+) -> keras.Model:
+    """Returns one transformer block and a dense layer on what is left of it."""
+    inputs = keras.Input(shape)
+    # Normalised over the whole sequence, so that its offset has a value for each
+    # place: a learned position.
+    x = layers.LayerNormalization(axis=(1, 2))(layers.Dense(width)(inputs))
+    y = layers.MultiHeadAttention(heads, width // heads)(x, x)
+    x = layers.LayerNormalization()(layers.Add()([x, y]))
+    y = layers.Dense(width)(layers.Dense(2 * width, "gelu")(x))
+    x = layers.LayerNormalization()(layers.Add()([x, y]))
+    x = layers.GlobalAveragePooling1D()(x)
+    return keras.Model(inputs, layers.Dense(outputs)(x))
+
+
+MODELS: dict[str, Maker] = {
+    maker.__name__: maker for maker in (mlp, bottleneck, cnn, residual, gru, attention)
+}

@@ -1,0 +1,47 @@
+"""Plateau tasks: nothing is learned for a while, and then all at once."""
+
+import numpy as np
+
+from keras_learned_lr.learning.tasks.family import (
+    Data,
+    family,
+    pad_features,
+    standardise,
+)
+
+
+@family(shape=(16,), outputs=1, target="number")
+def waves(rng: np.random.Generator) -> Data:
+    """Draws a sum of a few sine waves over random directions."""
+    features = int(rng.integers(2, 9))
+    x = rng.normal(size=(1536, features))
+    y = np.zeros(1536)
+    for _ in range(int(rng.integers(1, 4))):
+        direction = rng.normal(size=features)
+        direction *= rng.uniform(1.0, 4.0) / np.linalg.norm(direction)
+        y += rng.normal() * np.sin(x @ direction + rng.uniform(0, 2 * np.pi))
+    y = standardise(y)
+    y += rng.uniform(0.1, 0.4) * rng.normal(size=y.shape)
+    return Data(pad_features(x, 16), y.astype("float32"))
+
+
+@family(shape=(16,), outputs=1, target="number")
+def products(rng: np.random.Generator) -> Data:
+    """Draws the product of two or three inputs, of which no one tells a thing alone."""
+    x = rng.normal(size=(1536, int(rng.integers(4, 17))))
+    y = np.tanh(np.prod(x[:, : int(rng.integers(2, 4))], axis=1))
+    y = standardise(y)
+    y += rng.uniform(0.1, 0.4) * rng.normal(size=y.shape)
+    return Data(pad_features(x, 16), y.astype("float32"))
+
+
+@family(shape=(16,), outputs=4, target="class")
+def rings(rng: np.random.Generator) -> Data:
+    """Draws classes that are shells around the origin, in 2 to 8 dimensions."""
+    features = int(rng.integers(2, 9))
+    classes = int(rng.integers(2, 5))
+    labels = rng.integers(0, classes, size=1536)
+    x = rng.normal(size=(1536, features))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    x *= (1 + labels + rng.uniform(0.1, 0.4) * rng.normal(size=1536))[:, np.newaxis]
+    return Data(pad_features(x, 16), labels.astype("int32"))

@@ -1,0 +1,108 @@
+"""Reads the split file: which tasks train a controller, which choose it, which test."""
+
+import dataclasses
+import functools
+import importlib.resources
+import tomllib
+from typing import Any
+
+import keras
+
+from keras_learned_lr.learning.optimizers import RULES
+from keras_learned_lr.learning.tasks.family import FAMILIES, TARGETS, TaskFamily
+from keras_learned_lr.learning.tasks.models import MODELS
+
+SETS = ("training", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskTemplate:
+    """What all trainees of a batch share.
+
+    Attributes:
+        name: What the split file calls it, after the name of its set: "training/...".
+        family: A key of `FAMILIES`.
+        model: A key of `MODELS`.
+        options: Keyword arguments of the model.
+        optimizer: A key of `optimizers.RULES`.
+        loss: One of those that go with the family's targets, see `TARGETS`.
+        batch_size: Examples a training step.
+        learning_rate: The middle of initial learning rates and of tuning grids.
+
+    Raises:
+        ValueError: If a part is unknown or the loss does not go with the targets.
+    """
+
+    name: str
+    family: str
+    model: str
+    options: dict[str, Any]
+    optimizer: str
+    loss: str
+    batch_size: int
+    learning_rate: float
+
+    def __post_init__(self) -> None:
+        for part, known in (
+            ("family", FAMILIES),
+            ("model", MODELS),
+            ("optimizer", RULES),
+        ):
+            value = getattr(self, part)
+            if value not in known:
+                raise ValueError(
+                    f"{self.name}: unknown {part}. Known: {', '.join(known)}. "
+                    f"Received: {value!r}"
+                )
+        fitting = TARGETS[self.source.target]
+        if self.loss not in fitting:
+            raise ValueError(
+                f"{self.name}: the loss of {self.family} must be one of {fitting}. "
+                f"Received: {self.loss!r}"
+            )
+
+    @property
+    def source(self) -> TaskFamily:
+        """The family."""
+        return FAMILIES[self.family]
+
+    def make_model(self) -> keras.Model:
+        """Returns the model, built."""
+        make = MODELS[self.model]
+        return make(self.source.shape, self.source.outputs, **self.options)
+
+    def make_loss(self) -> keras.losses.Loss:
+        """Returns the loss; models end with logits."""
+        return {
+            "cross_entropy": keras.losses.SparseCategoricalCrossentropy(
+                from_logits=True
+            ),
+            "binary": keras.losses.BinaryCrossentropy(from_logits=True),
+            "squared": keras.losses.MeanSquaredError(),
+            "huber": keras.losses.Huber(),
+        }[self.loss]
+
+
+@functools.cache
+def read_split() -> dict[str, TaskTemplate]:
+    """Returns the templates of all sets by name: "training/...", "validation/..."."""
+    source = importlib.resources.files(__package__).joinpath("split.toml")
+    content = tomllib.loads(source.read_text(encoding="utf-8"))
+    rates = content["learning_rates"]
+    return {
+        f"{chosen}/{name}": _as_template(f"{chosen}/{name}", dict(entry), rates)
+        for chosen in SETS
+        for name, entry in content[chosen].items()
+    }
+
+
+def _as_template(
+    name: str, entry: dict[str, Any], rates: dict[str, float]
+) -> TaskTemplate:
+    own = {
+        key: entry.pop(key)
+        for key in ("family", "model", "optimizer", "loss", "batch_size")
+    }
+    return TaskTemplate(
+        name=name, options=entry, learning_rate=rates[own["optimizer"]], **own
+    )
