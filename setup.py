@@ -35,6 +35,8 @@ CLI = [
 
 # What training a controller needs; applying one needs none of it.
 TRAIN = [
+    # Some of the tasks are made of its bundled data.
+    "scikit-learn>=1.5.2",
     # TF-Agents is written for Keras 2.
     "tf-keras>=2.21,<2.22",
     # TensorFlow 2.21 no longer brings TensorBoard, and PPOAgent.train writes
@@ -53,14 +55,17 @@ TRAIN = [
     "wrapt>=1.17 ; python_version >= '3.12'",
 ]
 
+# The meta-training tasks as a vector environment for other RL libraries.
+GYMNASIUM = ["gymnasium>=1.0,<2"]
+
 DEMO = [
     *CLI,
     *TRAIN,
-    "scikit-learn>=1.5.2",
 ]
 
 DEV = [
     *DEMO,
+    *GYMNASIUM,
     "hypothesis>=6.100",
     # TF-Agents pins typing-extensions 4.5.0, which mypy 1.11 and later exclude.
     "mypy>=1.10,<1.11 ; python_version < '3.12'",
@@ -83,9 +88,21 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["keras_learned_lr*"]),
-    package_data={"keras_learned_lr": ["control/pretrained/**"]},
+    package_data={
+        "keras_learned_lr": [
+            "control/pretrained/**",
+            "learning/configs/*.toml",
+            "learning/tasks/*.toml",
+        ]
+    },
     install_requires=INSTALL_REQUIRES,
-    extras_require={"cli": CLI, "train": TRAIN, "demo": DEMO, "dev": DEV},
+    extras_require={
+        "cli": CLI,
+        "train": TRAIN,
+        "gymnasium": GYMNASIUM,
+        "demo": DEMO,
+        "dev": DEV,
+    },
     entry_points={"console_scripts": ["keras-learned-lr = keras_learned_lr.cli:main"]},
     classifiers=[
         "Intended Audience :: Developers",

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 # TensorFlow's start-up notices would drown what the commands print.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -12,6 +12,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 try:
     import typer
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Table
 except ImportError as error:
@@ -93,6 +94,83 @@ def demo(
     picture = output / "learning_rates.png"
     steps.draw(rows, picture)
     console.print(f"Learning rate and loss over steps: {picture}")
+
+
+@app.command()
+def train(
+    config: Annotated[
+        str, typer.Argument(help="A TOML file, or the name of one that ships: small.")
+    ],
+    to: Annotated[
+        Path | None, typer.Option(help="Folder of the run. [default: runs/CONFIG]")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the folder.")
+    ] = False,
+    seed: Annotated[
+        int | None, typer.Option(help="In place of the config's two seeds.")
+    ] = None,
+    threads: Annotated[
+        int, typer.Option(min=0, help="Cores to compute on; 0 for all.")
+    ] = 0,
+) -> None:
+    """Meta-train a controller on many small tasks at once."""
+    import tensorflow as tf
+
+    # Before anything computes: the same weights again need the same threads.
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    # It counts the graphs of all templates as retraces of one.
+    tf.get_logger().setLevel("ERROR")
+    from keras_learned_lr.learning import MetaTraining, read_config
+
+    folder = to or Path("runs") / Path(config).stem
+    try:
+        chosen = read_config(config)
+        if seed is not None:
+            chosen = chosen.with_seed(seed)
+        run = MetaTraining(chosen, folder, resume)
+    except ValueError as error:
+        console.print(f"[red]{escape(str(error))}[/red]")
+        raise typer.Exit(2) from None
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} rounds"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(
+            "starting …", total=chosen.rounds, completed=run.progress.round
+        )
+
+        def on_round(record: dict[str, Any]) -> None:
+            mean = record["mean_return"]
+            progress.update(task, advance=1, description=f"mean return {mean:5.2f}")
+            if "validation" in record:
+                console.print(_validation_line(record))
+
+        run.run(on_round)
+    controller = run.export_best()
+    done = run.progress
+    total = sum(done.seconds.values())
+    shares = ", ".join(f"{k} {v / total:.0%}" for k, v in done.seconds.items())
+    console.print(
+        f"{done.trainee_steps / 1e6:.1f} million trainee steps in {total / 60:.1f} "
+        f"minutes: {shares}."
+    )
+    console.print(
+        f"Best on the validation tasks: {done.best_ratio:.3f} of the best cosine, "
+        f"after round {done.best_round}. Exported to {controller}"
+    )
+
+
+def _validation_line(record: dict[str, Any]) -> str:
+    marks = record["validation"]
+    return (
+        f"Round {record['round']}: loss over the best cosine's {marks['ratio']:.3f}, "
+        f"from learning rates 1000 times off {marks['far_ratio']:.3f}, "
+        f"{marks['lost']:.1%} of the runs lost."
+    )
 
 
 @benchmark_app.command("learning")

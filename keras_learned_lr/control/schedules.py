@@ -89,10 +89,10 @@ class Geometric(Configurable):
 class GeometricPerRun(Configurable):
     """A fixed number of decisions, dense at the start of a run and sparse later.
 
-    Decision k of N falls at the share `(exp(ak/N) - 1) / (exp(a) - 1)` of the run, where
-    a is `density`: each window is longer than the one before by the same factor. So a
-    short run and a long one are met with the same decisions at the same progress, as
-    far as a short one has that many steps.
+    Decision k of N falls at the share `(exp(ak/N) - 1) / (exp(a) - 1)` of the run,
+    where a is `density`: each window is longer than the one before by the same factor.
+    So a short run and a long one are met with the same decisions at the same progress,
+    as far as a short one has that many steps.
 
     Attributes:
         decisions: Decisions in a whole run, the first before step 1.

@@ -126,8 +126,9 @@ class ControllerLearner:
     def act(self, observation: tf.Tensor, state: list[tf.Tensor]) -> PolicyOutput:
         """Samples actions for observations `[batch, features + privileged]`.
 
-        Works inside a graph. Actions are unclipped, float32 `[batch]`. `info` holds the parameters of the
-        distribution they come from and the critic's prediction (PPO), or nothing.
+        Works inside a graph. Actions are unclipped, float32 `[batch]`. `info` holds the
+        parameters of the distribution they come from and the critic's prediction (PPO),
+        or nothing.
         """
         spec = self.collect_policy.policy_state_spec
         nested = tf.nest.pack_sequence_as(spec, list(state))

@@ -90,6 +90,11 @@ class MetaTrainConfig(Configurable):
         for chosen in ("training", "validation"):
             self.templates(chosen)  # raises if a name is unknown
 
+    def with_seed(self, seed: int) -> "MetaTrainConfig":
+        """Returns the same settings with other tasks and another learner."""
+        learner = dataclasses.replace(self.learner, seed=seed)
+        return dataclasses.replace(self, seed=seed, learner=learner)
+
     def templates(self, chosen: str) -> list[TaskTemplate]:
         """Returns the templates of "training" or "validation".
 

@@ -13,16 +13,11 @@ import numpy as np
 import tensorflow as tf
 
 from keras_learned_lr.learning.collect import collect_episode
-from keras_learned_lr.learning.environment import TraineesEnvironment
 from keras_learned_lr.learning.evaluation import examine, set_exams
 from keras_learned_lr.learning.learner import ControllerLearner
 from keras_learned_lr.learning.meta_config import MetaTrainConfig
-from keras_learned_lr.learning.tasks.sampler import (
-    PRIVILEGED,
-    TaskBatch,
-    TaskSampler,
-    spread_offsets,
-)
+from keras_learned_lr.learning.task_stream import TaskStream, make_environment
+from keras_learned_lr.learning.tasks.sampler import PRIVILEGED, TaskSampler
 
 CONFIG, LOG, STATE, BEST = "config.json", "log.jsonl", "state.json", "best"
 # Settings that a run may change when it goes on.
@@ -79,16 +74,8 @@ class MetaTraining:
         self.learner = ControllerLearner(self._learner_config(), batch)
         self.sampler = TaskSampler(own.observation_spec, own.action_form)
         self.progress = Progress()
-        self._templates = config.templates("training")
-        self._drawn: list[TaskBatch] = []
-        self._environment = TraineesEnvironment(
-            lambda: self._drawn.pop(),
-            own.reward,
-            batch,
-            len(own.observation),
-            privileged=own.privileged > 0,
-            baseline=config.baseline,
-        )
+        self._stream = TaskStream(config, self.sampler)
+        self._environment = make_environment(config, self._stream)
         policy = self.learner.collect_policy
         self._act = tf.function(policy.action, autograph=False)
         self._greedy = self.learner.greedy()
@@ -122,14 +109,13 @@ class MetaTraining:
     def _round(self) -> dict[str, Any]:
         config, progress = self.config, self.progress
         started = time.perf_counter()
-        rng = np.random.default_rng([config.seed, progress.round])
-        chosen = rng.permutation(len(self._templates))[: config.templates_per_round]
+        self._stream.seed([config.seed, progress.round])
         names, finals, earned, steps = [], [], [], 0
-        for index in chosen:
-            batch = self._draw(self._templates[index], rng)
-            self._drawn.append(batch)
+        for _ in range(config.templates_per_round):
             finals.append(collect_episode(self._environment, self.learner, self._act))
             earned.append(self._environment.returns)
+            batch = self._environment.batch
+            assert batch is not None
             names.append(batch.template.name)
             steps += int(batch.members.horizon) * len(batch.task)
         collected = time.perf_counter()
@@ -140,30 +126,24 @@ class MetaTraining:
         learned = time.perf_counter()
         progress.round += 1
         progress.trainee_steps += steps
-        record = {
+        seconds = {"collect": collected - started, "learn": learned - collected}
+        record: dict[str, Any] = {
             "round": progress.round,
             "trainee_steps": progress.trainee_steps,
             "mean_return": float(np.mean(earned)),
             "diverged": float(np.mean(~np.isfinite(np.concatenate(finals)))),
             "templates": names,
-            "seconds": {"collect": collected - started, "learn": learned - collected},
+            "seconds": seconds,
             **losses,
         }
         last = progress.round == config.rounds
         if progress.round % config.evaluate_every == 0 or last:
             record["validation"] = dataclasses.asdict(self.evaluate())
             self._keep_if_best(record["validation"]["ratio"])
-            record["seconds"]["evaluate"] = time.perf_counter() - learned
-        for name, seconds in record["seconds"].items():
-            progress.seconds[name] += seconds
+            seconds["evaluate"] = time.perf_counter() - learned
+        for name, spent in seconds.items():
+            progress.seconds[name] += spent
         return record
-
-    def _draw(self, template: Any, rng: np.random.Generator) -> TaskBatch:
-        config = self.config
-        low, high = np.log(config.shortest_horizon), np.log(config.longest_horizon)
-        horizon = round(float(np.exp(rng.uniform(low, high))))
-        offsets = spread_offsets(config.tasks, config.group, config.decades, rng)
-        return self.sampler.draw(template, config.tasks, offsets, horizon, rng)
 
     def evaluate(self) -> Any:
         """Marks the greedy controller on the validation tasks; see `examine`."""
@@ -182,6 +162,15 @@ class MetaTraining:
                 seed=config.seed + 1_000_003,
             )
         return self._exams
+
+    def export_best(self) -> Path:
+        """Exports the best learner so far as `controller` in the folder.
+
+        Raises:
+            ValueError: If none was evaluated yet.
+        """
+        best = ControllerLearner.load(self.folder / BEST)
+        return best.export(self.folder / "controller")
 
     # The folder.
 
@@ -236,9 +225,9 @@ class MetaTraining:
         os.replace(unfinished, file)
 
     def _checkpoint(self) -> Path | None:
-        found = list(self.folder.glob("checkpoint-[0-9]*"))
-        whole = [path for path in found if path.name.split("-")[1].isdigit()]
-        return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+        found = self.folder.glob("checkpoint-[0-9]*")
+        ordered = sorted(found, key=lambda path: int(path.name.split("-")[1]))
+        return ordered[-1] if ordered else None
 
     def _save(self) -> None:
         """Writes a checkpoint beside the last and renames it when it is whole."""

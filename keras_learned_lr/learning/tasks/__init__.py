@@ -15,9 +15,14 @@ from keras_learned_lr.learning.tasks import (  # noqa: F401
     teacher_networks,
     text,
 )
-from keras_learned_lr.learning.tasks.family import FAMILIES, Data, TaskFamily, family
 from keras_learned_lr.learning.tasks.models import MODELS
 from keras_learned_lr.learning.tasks.split import TaskTemplate, read_split
+from keras_learned_lr.learning.tasks.task_family import (
+    FAMILIES,
+    Data,
+    TaskFamily,
+    family,
+)
 
 __all__ = [
     "FAMILIES",

@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from keras_learned_lr.learning.tasks.family import Data, family
+from keras_learned_lr.learning.tasks.task_family import Data, family
 
 EXAMPLES = 896
 

@@ -5,7 +5,7 @@ Friedman (1991), Multivariate adaptive regression splines, section 4.
 
 import numpy as np
 
-from keras_learned_lr.learning.tasks.family import (
+from keras_learned_lr.learning.tasks.task_family import (
     Data,
     family,
     pad_features,

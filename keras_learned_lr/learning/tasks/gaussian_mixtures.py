@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_learned_lr.learning.tasks.family import Data, family, pad_features
+from keras_learned_lr.learning.tasks.task_family import Data, family, pad_features
 
 
 @family(shape=(32,), outputs=10, target="class")

@@ -58,8 +58,7 @@ def draw_widths(model: keras.Model, tasks: int, rng: np.random.Generator) -> Wid
     units = np.ones((tasks, model.input_shape[-1]), bool)
     for layer in model.layers:
         if isinstance(layer, layers.Flatten):
-            places = int(np.prod(layer.input.shape[1:-1]))
-            units = np.tile(units, (1, places))
+            units = np.tile(units, (1, int(np.prod(layer.input.shape[1:-1]))))
         elif isinstance(layer, MASKED):
             size = layer.kernel.shape[-1]
             kept = np.full(tasks, size)
@@ -69,10 +68,10 @@ def draw_widths(model: keras.Model, tasks: int, rng: np.random.Generator) -> Wid
                 )
             out = np.arange(size) < np.maximum(np.round(kept), 2)[:, np.newaxis]
             both = units[:, :, np.newaxis] & out[:, np.newaxis]
-            places = (*layer.kernel.shape[:-2],)
+            while both.ndim <= len(layer.kernel.shape):
+                both = both[:, np.newaxis]
             masks[id(layer.kernel)] = np.broadcast_to(
-                both.reshape(tasks, *(1 for _ in places), *both.shape[1:]),
-                (tasks, *layer.kernel.shape),
+                both, (tasks, *layer.kernel.shape)
             )
             kept_in[id(layer.kernel)] = units.sum(1)
             kept_out[id(layer.kernel)] = out.sum(1)
@@ -109,9 +108,11 @@ def draw_parameters(
         if variable.path.endswith("recurrent_kernel"):
             values = _orthogonal(shape, rng)
         elif len(variable.shape) > 1 and variable.path.endswith("kernel"):
-            places = int(np.prod(variable.shape[:-2]))
-            fan_in = places * widths.kept_in.get(id(variable), variable.shape[-2])
-            fan_out = places * widths.kept_out.get(id(variable), variable.shape[-1])
+            fan_in, fan_out = map(np.asarray, _fans(variable))
+            if id(variable) in widths.kept_in:
+                places = int(np.prod(variable.shape[:-2]))
+                fan_in = places * widths.kept_in[id(variable)]
+                fan_out = places * widths.kept_out[id(variable)]
             fans = {"in": fan_in, "average": (fan_in + fan_out) / 2}
             variances = np.select(
                 [scale == k for k in range(len(SCALES))],
@@ -132,6 +133,17 @@ def non_trainable(model: keras.Model, batch_size: int) -> tuple[np.ndarray, ...]
         np.repeat(_now(variable)[np.newaxis], batch_size, axis=0)
         for variable in model.non_trainable_variables
     )
+
+
+def _fans(variable: Any) -> tuple[int, int]:
+    """Returns the inputs and the outputs that a unit of a kernel has."""
+    shape = tuple(variable.shape)
+    if "multi_head_attention" in variable.path:
+        # Heads and their units count as one axis, as Keras flattens them.
+        split = 2 if "attention_output" in variable.path else 1
+        return int(np.prod(shape[:split])), int(np.prod(shape[split:]))
+    places = int(np.prod(shape[:-2]))
+    return places * shape[-2], places * shape[-1]
 
 
 def _now(variable: Any) -> np.ndarray:

@@ -115,5 +115,10 @@ def attention(
 
 
 MODELS: dict[str, Maker] = {
-    maker.__name__: maker for maker in (mlp, bottleneck, cnn, residual, gru, attention)
+    "mlp": mlp,
+    "bottleneck": bottleneck,
+    "cnn": cnn,
+    "residual": residual,
+    "gru": gru,
+    "attention": attention,
 }

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_learned_lr.learning.tasks.family import (
+from keras_learned_lr.learning.tasks.task_family import (
     Data,
     family,
     pad_features,

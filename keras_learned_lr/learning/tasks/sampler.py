@@ -1,4 +1,4 @@
-"""Draws batches of trainees: tasks of one template, each from several learning rates."""
+"""Draws batches of trainees: tasks of a template, each from several learning rates."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,8 +9,8 @@ import tensorflow as tf
 from keras_learned_lr.control.actions import ActionForm
 from keras_learned_lr.learning import optimizers
 from keras_learned_lr.learning.tasks import initial
-from keras_learned_lr.learning.tasks.family import Data, TaskFamily
 from keras_learned_lr.learning.tasks.split import TaskTemplate
+from keras_learned_lr.learning.tasks.task_family import Data, TaskFamily
 from keras_learned_lr.learning.trainees import (
     Members,
     Template,

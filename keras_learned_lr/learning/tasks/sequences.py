@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_learned_lr.learning.tasks.family import Data, family
+from keras_learned_lr.learning.tasks.task_family import Data, family
 
 LENGTH, SYMBOLS = 10, 6
 

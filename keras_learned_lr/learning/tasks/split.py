@@ -4,13 +4,14 @@ import dataclasses
 import functools
 import importlib.resources
 import tomllib
+from collections.abc import Collection
 from typing import Any
 
 import keras
 
 from keras_learned_lr.learning.optimizers import RULES
-from keras_learned_lr.learning.tasks.family import FAMILIES, TARGETS, TaskFamily
 from keras_learned_lr.learning.tasks.models import MODELS
+from keras_learned_lr.learning.tasks.task_family import FAMILIES, TARGETS, TaskFamily
 
 SETS = ("training", "validation", "test")
 
@@ -43,11 +44,12 @@ class TaskTemplate:
     learning_rate: float
 
     def __post_init__(self) -> None:
-        for part, known in (
-            ("family", FAMILIES),
-            ("model", MODELS),
-            ("optimizer", RULES),
-        ):
+        known_parts: dict[str, Collection[str]] = {
+            "family": FAMILIES,
+            "model": MODELS,
+            "optimizer": RULES,
+        }
+        for part, known in known_parts.items():
             value = getattr(self, part)
             if value not in known:
                 raise ValueError(

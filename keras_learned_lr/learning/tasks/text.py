@@ -6,7 +6,7 @@ import inspect
 
 import numpy as np
 
-from keras_learned_lr.learning.tasks.family import Data, family
+from keras_learned_lr.learning.tasks.task_family import Data, family
 
 CONTEXT, ALPHABET = 8, 24
 

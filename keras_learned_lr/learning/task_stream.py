@@ -1,0 +1,81 @@
+"""Draws one batch of trainees after the other, as a meta-training config asks for."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from keras_learned_lr.learning.environment import TraineesEnvironment
+from keras_learned_lr.learning.meta_config import MetaTrainConfig
+from keras_learned_lr.learning.tasks.sampler import (
+    TaskBatch,
+    TaskSampler,
+    spread_offsets,
+)
+
+
+class TaskStream:
+    """Draws training tasks.
+
+    Args:
+        config: Which tasks, from which learning rates, for how long.
+        sampler: Draws a batch of a given template.
+    """
+
+    def __init__(self, config: MetaTrainConfig, sampler: TaskSampler) -> None:
+        self._config = config
+        self._sampler = sampler
+        self._templates = config.templates("training")
+        self.seed([config.seed])
+
+    def seed(self, seed: int | Sequence[int]) -> None:
+        """Starts anew: the same seed is followed by the same tasks."""
+        self._rng = np.random.default_rng(seed)
+        self._left: list[int] = []
+
+    def __call__(self) -> TaskBatch:
+        """Returns the next batch; each template once before one comes again."""
+        config, rng = self._config, self._rng
+        if not self._left:
+            self._left = rng.permutation(len(self._templates)).tolist()
+        low, high = np.log(config.shortest_horizon), np.log(config.longest_horizon)
+        return self._sampler.draw(
+            self._templates[self._left.pop()],
+            config.tasks,
+            spread_offsets(config.tasks, config.group, config.decades, rng),
+            round(float(np.exp(rng.uniform(low, high)))),
+            rng,
+        )
+
+
+def make_environment(
+    config: MetaTrainConfig, stream: TaskStream | None = None
+) -> TraineesEnvironment:
+    """Returns the environment that a config describes.
+
+    Args:
+        config: The settings.
+        stream: Draws the tasks; one that starts from the config's seed if None.
+
+    Example:
+        ```python
+        from keras_learned_lr.learning import MetaTrainConfig, make_environment
+
+        environment = make_environment(MetaTrainConfig(training=("mixtures_adam",)))
+        step = environment.reset()
+        while not step.is_last().all():
+            step = environment.step(0.1 * np.ones(environment.batch_size))
+        print(environment.score())  # the loss of each trainee
+        ```
+    """
+    learner = config.learner
+    if stream is None:
+        sampler = TaskSampler(learner.observation_spec, learner.action_form)
+        stream = TaskStream(config, sampler)
+    return TraineesEnvironment(
+        stream,
+        learner.reward,
+        config.tasks * config.group,
+        len(learner.observation),
+        privileged=learner.privileged > 0,
+        baseline=config.baseline,
+    )

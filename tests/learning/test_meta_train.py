@@ -1,0 +1,162 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_learned_lr.learning import MetaTrainConfig, MetaTraining, read_config
+from keras_learned_lr.learning.meta_config import SHIPPED
+
+TINY = Path(__file__).with_name("tiny.toml")
+
+
+def start(folder, *options):
+    command = [sys.executable, "-m", "keras_learned_lr", "train", str(TINY)]
+    command += ["--to", str(folder), "--threads", "1", *options]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+    return output
+
+
+def kill_when(process, condition):
+    """Kills without a warning as soon as the condition holds."""
+    deadline = time.monotonic() + 300
+    while not condition() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    assert process.poll() is None, process.communicate()[0]
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def log(folder):
+    file = folder / "log.jsonl"
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def tensors(checkpoint):
+    (index,) = checkpoint.glob("tensors-*.index")
+    reader = tf.train.load_checkpoint(str(index.with_suffix("")))
+    return {
+        name: reader.get_tensor(name)
+        for name in reader.get_variable_to_shape_map()
+        if name != "_CHECKPOINTABLE_OBJECT_GRAPH"
+    }
+
+
+def test_a_run_killed_three_times_ends_with_the_weights_of_one_that_was_not(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    uninterrupted = start(whole)
+    # Before there is a checkpoint, while one is written, and between two.
+    kill_when(start(killed), lambda: len(log(killed)) >= 1)
+    kill_when(
+        start(killed, "--resume"),
+        lambda: (killed / "checkpoint.new").exists(),
+    )
+    kill_when(start(killed, "--resume"), lambda: len(log(killed)) >= 5)
+    output = finish(start(killed, "--resume"))
+    assert "Exported" in output
+    finish(uninterrupted)
+    expected = tensors(whole / "checkpoint-6")
+    found = tensors(killed / "checkpoint-6")
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    drop = {"seconds"}
+    assert [
+        {k: v for k, v in record.items() if k not in drop} for record in log(killed)
+    ] == [{k: v for k, v in record.items() if k not in drop} for record in log(whole)]
+    assert (killed / "controller" / "saved_model.pb").is_file()
+    assert list((killed / "tensorboard").iterdir())
+    assert not list(killed.glob("*.new"))
+
+
+@pytest.fixture
+def config():
+    return read_config(TINY)
+
+
+def test_a_folder_with_a_run_is_not_overwritten(tmp_path, config):
+    MetaTraining(config, tmp_path)
+    with pytest.raises(ValueError, match="--resume"):
+        MetaTraining(config, tmp_path)
+
+
+def test_a_run_is_not_resumed_with_other_settings(tmp_path, config):
+    MetaTraining(config, tmp_path)
+    with pytest.raises(ValueError, match="another .*seed"):
+        MetaTraining(config.with_seed(3), tmp_path, resume=True)
+
+
+def test_a_run_learns_and_reports_where_its_time_goes(tmp_path, config):
+    run = MetaTraining(config, tmp_path)
+    before = [v.numpy() for v in run.learner.parts.actor.trainable_variables]
+    records = []
+    progress = run.run(records.append)
+    after = [v.numpy() for v in run.learner.parts.actor.trainable_variables]
+    assert all((a != b).any() for a, b in zip(before, after, strict=True))
+    assert [r["round"] for r in records] == [1, 2, 3, 4, 5, 6]
+    assert ["validation" in r for r in records] == [False, False, True] * 2
+    assert progress.best_ratio == min(
+        r["validation"]["ratio"] for r in records if "validation" in r
+    )
+    horizon = progress.trainee_steps / 16 / 6
+    assert config.shortest_horizon <= horizon <= config.longest_horizon
+    assert all(progress.seconds[name] > 0 for name in ("collect", "learn", "evaluate"))
+
+
+@pytest.mark.parametrize("file", sorted(SHIPPED.glob("*.toml")), ids=lambda f: f.stem)
+def test_shipped_configs_are_read_and_documented(file):
+    config = read_config(file.stem)
+    assert isinstance(config, MetaTrainConfig)
+    # Every block of settings comes after a line that says what it is.
+    lines = file.read_text().splitlines()
+    for before, line in zip(lines, lines[1:], strict=False):
+        if line.startswith(("[", "#")) or " = " not in line or line[0] == " ":
+            continue
+        assert before.startswith("#") or " = " in before, line
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("round = 3", r"no setting \['round'\]"),
+        ("[learner]\nlearning_rates = 1", r"no setting \['learning_rates'\]"),
+        ('[learner.action_form]\nname = "Factor"', "Unknown setting"),
+        ('training = ["mixtures"]', r"Unknown training tasks: \['training/mixtures'\]"),
+        ("rounds = 0", "`rounds` must be an int of at least 1"),
+        ("rounds = ", "not valid TOML"),
+        ("shortest_horizon = 2000", "must not be below"),
+        ('baseline = "best"', "`baseline` must be one of"),
+    ],
+)
+def test_a_wrong_config_is_refused(tmp_path, text, message):
+    file = tmp_path / "wrong.toml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_config(file)
+
+
+def test_a_missing_config_names_those_that_ship():
+    with pytest.raises(ValueError, match=r"small.*Received: 'smal'"):
+        read_config("smal")
+
+
+def test_a_config_survives_the_way_through_json():
+    config = read_config(TINY)
+    again = MetaTrainConfig.from_config(json.loads(json.dumps(config.to_config())))
+    assert again == config
