@@ -205,6 +205,48 @@ def benchmark_learning(
     console.print(f"Learned on {report['learned']} of {len(report['seeds'])} seeds.")
 
 
+@benchmark_app.command("meta-training")
+def benchmark_meta_training(
+    seeds: Annotated[
+        int, typer.Option(min=1, help="How many seeds, counting from 0.")
+    ] = 3,
+    config: Annotated[
+        str, typer.Option(help="A TOML file, or the name of one that ships.")
+    ] = "small",
+    folder: Annotated[Path, typer.Option(help="Where the runs live.")] = Path(
+        "runs/meta_training"
+    ),
+    results: Annotated[
+        Path | None,
+        typer.Option(help="JSON-lines file of marks; seeds in it are kept."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare short meta-trainings with tuned cosine schedules and two controls."""
+    import tensorflow as tf
+
+    # It counts the graphs of all templates as retraces of one.
+    tf.get_logger().setLevel("ERROR")
+    from keras_learned_lr.benchmark import meta_training
+
+    report = meta_training.run(seeds, config, folder, results)
+    if as_json:
+        print(json.dumps(report))
+        return
+    table = Table(title="Final loss over that of the best of 8 cosine schedules")
+    for heading in ("seed", "minutes", "trained", "open loop", "untrained", "lost"):
+        table.add_column(heading, justify="right")
+    for row in report["seeds"]:
+        table.add_row(
+            str(row["seed"]),
+            f"{row['minutes']:.1f}",
+            *(f"{row[name]['ratio']:.3f}" for name in ("trained", "open_loop")),
+            f"{row['untrained']['ratio']:.3f}",
+            f"{row['trained']['lost']:.1%}",
+        )
+    console.print(table)
+
+
 def main() -> None:
     """Runs the command line."""
     app()

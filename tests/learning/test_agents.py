@@ -5,7 +5,8 @@ import pytest
 import runs
 import tensorflow as tf
 
-from keras_learned_lr.learning import ControllerLearner, sequences
+from keras_learned_lr.control.saved_model import load_controller
+from keras_learned_lr.learning import ControllerLearner, LearnerConfig, sequences
 from keras_learned_lr.learning import _tf_agents as tfa
 from keras_learned_lr.learning.agents import build_agent
 
@@ -176,3 +177,31 @@ def test_a_chunk_is_bootstrapped_from_the_open_decision(shortest):
     np.testing.assert_allclose(got, [first, second], rtol=1e-5)
     wanted = [first + values[0], second + values[1]]
     np.testing.assert_allclose(done.policy_info["return"][0, :2], wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("network", ["mlp", "lstm"])
+def test_only_the_critic_sees_what_is_privileged(network, tmp_path):
+    config = LearnerConfig(
+        observation=("log_level", "progress"), privileged=3, network=network
+    )
+    learner = ControllerLearner(config, batch_size=2)
+    state = learner.initial_state(2)
+    seen = np.array([[0.3, -0.2, 0, 0, 0], [0.3, -0.2, 1, -2, 3]], np.float32)
+    output = learner.act(tf.constant(seen), state)
+    mean = output.info["dist_params"]["loc"].numpy()
+    assert mean[0] == mean[1]
+    value = output.info["value_prediction"].numpy()
+    assert value[0] != value[1]
+    # The controller that comes of it does not ask for it.
+    controller = learner.greedy()
+    greedy = controller.act(tf.constant(seen[:, :2]), controller.initial_state(2))
+    np.testing.assert_allclose(greedy.action, np.clip(mean, -1, 1), rtol=1e-5)
+    loaded = load_controller(learner.export(tmp_path / "controller"))
+    exported = loaded.act(tf.constant(seen[:, :2]), loaded.initial_state(2))
+    np.testing.assert_allclose(exported.action, greedy.action, atol=1e-6)
+
+
+def test_inside_fit_nothing_is_privileged():
+    learner = ControllerLearner(LearnerConfig(privileged=1))
+    with pytest.raises(RuntimeError, match="privileged=0"):
+        learner.begin_episode()
