@@ -1,24 +1,23 @@
 """Losses and gradients of a batch of trainees on a batch of examples each."""
 
-import math
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
+from keras_learned_lr.learning.batched_layers import MERGED
 from keras_learned_lr.learning.batched_model import (
     BatchedModel,
     Layout,
     training_option,
 )
 
-# "batched": all trainees through each layer at once. "compiled": the same through XLA,
-# in a few shards, which was measured to be 1.5 to 2.5 times as fast where a layer is
-# many small operations in a row, as a GRU is, and slower elsewhere. "looped": one
-# trainee after the other with Keras's own layers, which needs the least memory.
+# "batched": all trainees through each layer at once. "compiled": the same, but all steps
+# of a window through XLA in a few shards, measured to be 1.4 to 3 times as fast where
+# time goes into many small operations, as in dense layers and GRUs; slower for
+# convolutions, and no faster where `tf.vectorized_map` stands in for a rule. "looped":
+# one trainee after the other with Keras's own layers, which needs the least memory.
 WAYS = ("batched", "compiled", "looped")
-# XLA mostly keeps to one core a call; and a shard's tensors stay in its cache.
-SHARDS = 4
 
 
 class Gradients(NamedTuple):
@@ -78,7 +77,6 @@ class LossAndGradients:
         self._layout = layout
         self._loss = loss
         self.way = _choose_way(model) if way == "auto" else way
-        self._step = tf.function(self._batched_step, autograph=False, jit_compile=True)
 
     def __call__(
         self,
@@ -98,27 +96,7 @@ class LossAndGradients:
         weights = self._layout.split(parameters)
         if self.way == "looped":
             return self._looped(weights, non_trainable, x, y)
-        if self.way == "compiled":
-            return self._compiled(weights, non_trainable, x, y)
         return self._batched_step(weights, non_trainable, x, y)
-
-    def _compiled(
-        self,
-        weights: list[tf.Tensor],
-        non_trainable: tuple[tf.Tensor, ...],
-        x: tf.Tensor,
-        y: tf.Tensor,
-    ) -> Gradients:
-        arguments = (weights, list(non_trainable), x, y)
-        batch = x.shape[0]
-        shards = math.gcd(batch, SHARDS)
-        # XLA uses one core a call, and a shard's tensors stay in its cache.
-        split = [tf.split(leaf, shards) for leaf in tf.nest.flatten(arguments)]
-        results = [
-            self._step(*tf.nest.pack_sequence_as(arguments, leaves))
-            for leaves in zip(*split, strict=True)
-        ]
-        return tf.nest.map_structure(lambda *parts: tf.concat(parts, 0), *results)
 
     def _batched_step(
         self,
@@ -136,7 +114,13 @@ class LossAndGradients:
             loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
         return Gradients(
-            loss, [tf.convert_to_tensor(g) for g in gradients], called.non_trainable
+            loss,
+            # Where a layer was vectorised the batch is not known any more.
+            [
+                tf.ensure_shape(tf.convert_to_tensor(g), w.shape)
+                for g, w in zip(gradients, weights, strict=True)
+            ],
+            called.non_trainable,
         )
 
     def _looped(
@@ -176,9 +160,10 @@ class LossAndGradients:
 
 
 def _choose_way(model: keras.Model) -> str:
-    recurrent = [
-        layer
-        for layer in model._flatten_layers(include_self=False)
-        if isinstance(layer, keras.layers.GRU)
-    ]
-    return "compiled" if recurrent else "batched"
+    compiled = (*MERGED, keras.layers.Dense, keras.layers.GRU, keras.layers.InputLayer)
+    for layer in model._flatten_layers(include_self=False):
+        # XLA would draw other random numbers than `fit` does.
+        drops = getattr(layer, "dropout", 0) or getattr(layer, "recurrent_dropout", 0)
+        if type(layer) not in compiled or drops:
+            return "batched"
+    return "compiled"

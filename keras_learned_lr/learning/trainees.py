@@ -17,6 +17,7 @@ from keras_learned_lr.control.actions import ActionForm, ActionState
 from keras_learned_lr.learning import optimizers, window
 from keras_learned_lr.learning.batched_model import BatchedModel, Layout
 from keras_learned_lr.learning.gradients import WAYS, LossAndGradients, batch_loss
+from keras_learned_lr.learning.shards import InShards, number_of_shards
 from keras_learned_lr.observation.features import (
     Memory,
     ObservationSpec,
@@ -168,6 +169,7 @@ class Trainees:
         self._dtype = tf.as_dtype(keras.config.floatx())
         # Fused into one pass over memory: measured to save a third of a step.
         self._update = tf.function(self._updated, autograph=False, jit_compile=True)
+        self._shards = InShards(self._shard)
         self.begin = tf.function(self._begin, autograph=False)
         self.advance = tf.function(self._advance, autograph=False)
 
@@ -290,7 +292,7 @@ class Trainees:
 
     def _noted(self, members: Members, state: TraineesState) -> tf.Tensor:
         """Returns the first examples of the window's first batch, as the probe does."""
-        rows = members.order[:, state.step % members.order.shape[1]]
+        rows = _batch_rows(members.order, state.step)
         index = tf.range(self.template.probe_size) % rows.shape[1]
         return tf.gather(members.inputs, tf.gather(rows, index, axis=1))
 
@@ -303,11 +305,35 @@ class Trainees:
         self, members: Members, state: TraineesState, steps: tf.Tensor
     ) -> tuple[TraineesState, tf.Tensor]:
         """Trains for a window; returns its losses as `note_losses` keeps them."""
+        if self._gradients.way != "compiled":
+            return self._take_steps(members, state, steps)
+        data = (members.inputs, members.targets)
+        own = (members._replace(inputs=(), targets=()), state, steps)
+        large = (state.parameters, *state.optimizer.slots)
+        shards = number_of_shards(
+            state.alive.shape[0], sum(x.dtype.size * x.shape[1] for x in large)
+        )
+        state, losses = self._shards(data, own, shards)
+        return state, tf.transpose(losses)
+
+    def _shard(
+        self,
+        data: tuple[tf.Tensor, tf.Tensor],
+        own: tuple[Members, TraineesState, tf.Tensor],
+    ) -> tuple[TraineesState, tf.Tensor]:
+        """Trains some of the trainees; returns their losses by trainee."""
+        members, state, steps = own
+        members = members._replace(inputs=data[0], targets=data[1])
+        state, losses = self._take_steps(members, state, steps)
+        return state, tf.transpose(losses)
+
+    def _take_steps(
+        self, members: Members, state: TraineesState, steps: tf.Tensor
+    ) -> tuple[TraineesState, tf.Tensor]:
         start = state.step
-        order, orders = members.order, members.order.shape[1]
 
         def body(state: TraineesState, losses: tf.Tensor) -> tuple:
-            rows = order[:, state.step % orders]
+            rows = _batch_rows(members.order, state.step)
             x, y = tf.gather(members.inputs, rows), tf.gather(members.targets, rows)
             result = self._gradients(state.parameters, state.non_trainable, x, y)
             active = state.alive & tf.math.is_finite(result.loss)
@@ -459,6 +485,12 @@ def _as_loss(loss: str | keras.losses.Loss) -> keras.losses.Loss:
             f"{loss!r} with reduction={found.reduction!r}"
         )
     return found
+
+
+def _batch_rows(order: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+    """Returns the rows of a step's batch."""
+    # A slice, whose begin XLA wants to know, would be compiled again at every step.
+    return tf.gather(order, step % order.shape[1], axis=1)
 
 
 def _where(active: tf.Tensor, new: tf.Tensor, old: tf.Tensor) -> tf.Tensor:
