@@ -16,6 +16,8 @@ from keras_learned_lr.control.schedules import EverySteps, Geometric, Schedule
 
 # The last step of an annealed run still moves the weights; a learning rate is never 0.
 ENVELOPE_FLOOR = 1e-3
+# Share of a run in which the trapezoid comes down.
+COOLDOWN = 0.2
 
 
 class ActionState(NamedTuple):
@@ -78,7 +80,21 @@ def cosine_envelope(progress: tf.Tensor) -> tf.Tensor:
     return ENVELOPE_FLOOR + (1.0 - ENVELOPE_FLOOR) * half_cosine
 
 
-ENVELOPES = {"constant": constant_envelope, "cosine": cosine_envelope}
+def trapezoid_envelope(progress: tf.Tensor) -> tf.Tensor:
+    """Returns 1, and over the last fifth of the run a line from there to the floor.
+
+    Stable, then decay (Hu et al. 2024, section 4; Hägele et al. 2024). Unlike under a
+    cosine, the level means the same all along until the end.
+    """
+    line = tf.minimum((1.0 - progress) / COOLDOWN, 1.0)
+    return ENVELOPE_FLOOR + (1.0 - ENVELOPE_FLOOR) * line
+
+
+ENVELOPES = {
+    "constant": constant_envelope,
+    "cosine": cosine_envelope,
+    "trapezoid": trapezoid_envelope,
+}
 
 
 @dataclasses.dataclass(frozen=True)

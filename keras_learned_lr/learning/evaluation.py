@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from keras_learned_lr.control.actions import AnchoredScaleFactor
 from keras_learned_lr.learning.environment import scores
 from keras_learned_lr.learning.tasks.sampler import TaskBatch, TaskSampler
 from keras_learned_lr.learning.tasks.split import TaskTemplate
+from keras_learned_lr.observation.features import ObservationSpec
 
 # Decades between the initial learning rates and the template's, for a controller ...
 OFFSETS = (-3.0, -2.0, -1.2, -0.4, 0.4, 1.2, 2.0, 3.0)
@@ -18,6 +20,10 @@ GRID = (-1.75, -1.25, -0.75, -0.25, 0.25, 0.75, 1.25, 1.75)
 # A run that is worse than this multiple of the tuned cosine's loss, or diverged, counts
 # as this.
 WORST_RATIO = 10.0
+
+# What draws the grid; it sees nothing and decides nothing.
+COSINE = AnchoredScaleFactor(envelope="cosine", range_decades=6.0)
+COSINE_SPEC = ObservationSpec(("log_level",))
 
 Act = Callable[[tf.Tensor, list[tf.Tensor]], tuple[tf.Tensor, list[tf.Tensor]]]
 
@@ -33,7 +39,7 @@ class Exam(NamedTuple):
     """
 
     name: str
-    draw: Callable[[Sequence[float]], TaskBatch]
+    draw: Callable[..., TaskBatch]
     best_cosine: np.ndarray
     cosine: np.ndarray
 
@@ -68,26 +74,20 @@ def set_exams(
     """Draws the tasks and runs the cosine grid on them.
 
     Args:
-        sampler: Draws tasks. Its form must have the cosine envelope.
+        sampler: Draws the tasks that a controller is marked on.
         templates: Which tasks.
         horizons: Training steps; every template gets an exam of each.
         tasks: Tasks in an exam.
         seed: Decides which they are.
-
-    Raises:
-        ValueError: If the sampler's form does not anneal along a cosine.
     """
-    if sampler.form.envelope != "cosine":
-        raise ValueError(
-            "The grid of cosine schedules needs an action form with the cosine "
-            f"envelope. Received: {sampler.form.envelope!r}"
-        )
+    cosines = TaskSampler(COSINE_SPEC, COSINE)
     exams = []
     for index, template in enumerate(templates):
         for horizon in horizons:
 
             def draw(
                 offsets: Sequence[float],
+                sampler: TaskSampler = sampler,
                 template: TaskTemplate = template,
                 horizon: int = horizon,
                 index: int = index,
@@ -96,7 +96,7 @@ def set_exams(
                 spread = np.tile(np.asarray(offsets), (tasks, 1))
                 return sampler.draw(template, tasks, spread, horizon, rng)
 
-            losses = run_cosine(draw(GRID)).reshape(tasks, len(GRID))
+            losses = run_cosine(draw(GRID, cosines)).reshape(tasks, len(GRID))
             losses = np.where(np.isfinite(losses), losses, np.inf)
             name = f"{template.name} T={horizon}"
             exams.append(Exam(name, draw, losses.min(1), losses))
@@ -104,7 +104,14 @@ def set_exams(
 
 
 def run_cosine(batch: TaskBatch) -> np.ndarray:
-    """Trains along the envelope from the initial level; returns the final losses."""
+    """Trains along the envelope from the initial level.
+
+    Args:
+        batch: The trainees, under `COSINE`.
+
+    Returns:
+        The final losses `[batch]`.
+    """
     state, _ = batch.trainees.begin(batch.members)
     level = tf.zeros([len(batch.task)])
     state, _ = batch.trainees.advance(

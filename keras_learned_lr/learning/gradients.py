@@ -12,9 +12,9 @@ from keras_learned_lr.learning.batched_model import (
     training_option,
 )
 
-# "batched": all trainees through each layer at once. "compiled": the same, but all steps
-# of a window through XLA in a few shards, measured to be 1.4 to 3 times as fast where
-# time goes into many small operations, as in dense layers and GRUs; slower for
+# "batched": all trainees through each layer at once. "compiled": the same, but all
+# steps of a window through XLA in a few shards, measured to be 1.4 to 3 times as fast
+# where time goes into many small operations, as in dense layers and GRUs; slower for
 # convolutions, and no faster where `tf.vectorized_map` stands in for a rule. "looped":
 # one trainee after the other with Keras's own layers, which needs the least memory.
 WAYS = ("batched", "compiled", "looped")

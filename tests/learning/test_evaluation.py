@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_learned_lr.control.actions import AnchoredScaleFactor, ScaleFactor
+from keras_learned_lr.control.actions import AnchoredScaleFactor
 from keras_learned_lr.control.schedules import GeometricPerRun
 from keras_learned_lr.learning import evaluation
 from keras_learned_lr.learning.environment import scores
@@ -114,9 +114,3 @@ def test_feedback_is_cut_off_in_the_open_loop(exams):
     averages = [a.mean() for a in answers[decisions:]]
     assert np.ptp(averages) > 0
     assert dataclasses.asdict(closed) != dataclasses.asdict(opened)
-
-
-def test_a_grid_of_cosines_needs_the_envelope():
-    sampler = TaskSampler(SPEC, ScaleFactor())
-    with pytest.raises(ValueError, match="needs an action form with the cosine"):
-        evaluation.set_exams(sampler, [TEMPLATE], [HORIZON], 3, seed=4)
