@@ -247,6 +247,40 @@ def benchmark_meta_training(
     console.print(table)
 
 
+@benchmark_app.command("envelopes")
+def benchmark_envelopes(
+    tasks: Annotated[
+        list[str] | None, typer.Argument(help="Training tasks; all by default.")
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="JSON-lines file; tasks in it are kept.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare envelopes, each at its best constant level, on training tasks."""
+    import tensorflow as tf
+
+    # It counts the graphs of all templates as retraces of one.
+    tf.get_logger().setLevel("ERROR")
+    from keras_learned_lr.benchmark import envelopes
+
+    rows = envelopes.run(tasks or (), results=results)
+    if as_json:
+        print(json.dumps(rows))
+        return
+    table = Table(title="Best level's final loss over that under the cosine")
+    names = list(rows[0]["ratios"])
+    for heading in ("task", "steps", *names):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            row["template"],
+            str(row["horizon"]),
+            *(f"{row['ratios'][name]:.3f}" for name in names),
+        )
+    console.print(table)
+
+
 def main() -> None:
     """Runs the command line."""
     app()

@@ -96,18 +96,18 @@ def set_exams(
                 spread = np.tile(np.asarray(offsets), (tasks, 1))
                 return sampler.draw(template, tasks, spread, horizon, rng)
 
-            losses = run_cosine(draw(GRID, cosines)).reshape(tasks, len(GRID))
+            losses = run_level(draw(GRID, cosines)).reshape(tasks, len(GRID))
             losses = np.where(np.isfinite(losses), losses, np.inf)
             name = f"{template.name} T={horizon}"
             exams.append(Exam(name, draw, losses.min(1), losses))
     return exams
 
 
-def run_cosine(batch: TaskBatch) -> np.ndarray:
-    """Trains along the envelope from the initial level.
+def run_level(batch: TaskBatch) -> np.ndarray:
+    """Trains at the initial level under the envelope.
 
     Args:
-        batch: The trainees, under `COSINE`.
+        batch: The trainees.
 
     Returns:
         The final losses `[batch]`.

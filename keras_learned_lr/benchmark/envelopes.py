@@ -1,0 +1,76 @@
+"""Which envelope to anchor the factor on: constant levels under each, on training tasks.
+
+An envelope that loses with its best level would have to be made up for by the controller.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_learned_lr.control.actions import ENVELOPES, AnchoredScaleFactor
+from keras_learned_lr.learning.evaluation import COSINE_SPEC, GRID, run_level
+from keras_learned_lr.learning.tasks import read_split
+from keras_learned_lr.learning.tasks.sampler import TaskSampler
+
+TASKS, SEED = 8, 5
+
+
+def run(
+    names: Sequence[str] = (),
+    horizons: Sequence[int] = (100, 400),
+    results: Path | None = None,
+) -> list[dict[str, Any]]:
+    """Compares the best of eight levels under each envelope with that under the cosine.
+
+    Args:
+        names: Training templates of the split file; all where empty.
+        horizons: Training steps.
+        results: JSON-lines file; templates and horizons in it are taken from there.
+
+    Returns:
+        One row a template and horizon: the geometric mean over its tasks of the best
+        level's final loss over that of the best level under the cosine, by envelope.
+    """
+    rows: list[dict[str, Any]] = []
+    if results is not None and results.exists():
+        lines = results.read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
+    done = {(row["template"], row["horizon"]) for row in rows}
+    split = read_split()
+    chosen = [f"training/{name}" for name in names] or [
+        name for name in split if name.startswith("training/")
+    ]
+    samplers = {
+        name: TaskSampler(
+            COSINE_SPEC, AnchoredScaleFactor(envelope=name, range_decades=6.0)
+        )
+        for name in ENVELOPES
+    }
+    for name in chosen:
+        for horizon in horizons:
+            if (name, horizon) in done:
+                continue
+            best = {
+                envelope: _best_losses(sampler, split[name], horizon)
+                for envelope, sampler in samplers.items()
+            }
+            ratios = {
+                envelope: float(np.exp(np.log(losses / best["cosine"]).mean()))
+                for envelope, losses in best.items()
+            }
+            rows.append({"template": name, "horizon": horizon, "ratios": ratios})
+            if results is not None:
+                with results.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(rows[-1]) + "\n")
+    return rows
+
+
+def _best_losses(sampler: TaskSampler, template: Any, horizon: int) -> np.ndarray:
+    offsets = np.tile(np.asarray(GRID), (TASKS, 1))
+    rng = np.random.default_rng([SEED, horizon])
+    batch = sampler.draw(template, TASKS, offsets, horizon, rng)
+    losses = run_level(batch).reshape(TASKS, len(GRID))
+    return np.where(np.isfinite(losses), losses, np.inf).min(1)
