@@ -1,6 +1,6 @@
-"""Which envelope to anchor the factor on: constant levels under each, on training tasks.
+"""Which envelope to anchor the factor on: constant levels under each of them.
 
-An envelope that loses with its best level would have to be made up for by the controller.
+What an envelope loses at its best level, the controller would have to make up for.
 """
 
 import json
