@@ -1,0 +1,1 @@
+"""Does a controller end where a tuned schedule ends? Test tasks, rivals, scores."""
