@@ -5,7 +5,6 @@ import math
 import random
 import time
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -77,15 +76,17 @@ def train(method: Method, run: Run, seed: int) -> dict[str, Any]:
             _batches(data.train, task.batch_size, run.steps, seed),
             epochs=EVALUATIONS,
             steps_per_epoch=run.steps // EVALUATIONS,
-            validation_data=data.validation,
-            validation_batch_size=EVALUATION_BATCH,
+            validation_data=_part(data.validation),
             callbacks=callbacks,
             shuffle=False,  # the stream is
             verbose=0,
         )
-    few = tuple(array[:TRAINING_EXAMPLES] for array in data.train)
+    x, y = data.train
+    few = x[:TRAINING_EXAMPLES], y[:TRAINING_EXAMPLES]
     final = {
-        name: _evaluate(model, part, setup.averaging)
+        name: model.evaluate(
+            _part(part), callbacks=list(setup.averaging), return_dict=True, verbose=0
+        )
         for name, part in (
             ("training", few),
             ("validation", data.validation),
@@ -117,22 +118,23 @@ def _batches(part: Part, batch_size: int, steps: int, seed: int) -> tf.data.Data
     order = np.concatenate([generator.permutation(count) for _ in range(passes)])
     order = order[: steps * batch_size].reshape(steps, batch_size)
     x, y = (tf.constant(array) for array in part)
-    return tf.data.Dataset.from_tensor_slices(order).map(
-        lambda index: (tf.gather(x, index), tf.gather(y, index))
+    return _plain(
+        tf.data.Dataset.from_tensor_slices(order).map(
+            lambda index: (tf.gather(x, index), tf.gather(y, index))
+        )
     )
 
 
-def _evaluate(
-    model: keras.Model, part: Sequence[np.ndarray], averaging: tuple
-) -> dict[str, float]:
-    x, y = part
-    return model.evaluate(
-        *(x, y),
-        batch_size=EVALUATION_BATCH,
-        callbacks=list(averaging),
-        return_dict=True,
-        verbose=0,
-    )
+def _part(part: Part) -> tf.data.Dataset:
+    return _plain(tf.data.Dataset.from_tensor_slices(part).batch(EVALUATION_BATCH))
+
+
+def _plain(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """Leaves out what takes longer to start than a small evaluation."""
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    options.experimental_optimization.apply_default_optimizations = False
+    return batches.with_options(options)
 
 
 def _made(callback: LearnedLearningRate) -> dict[str, Any]:
