@@ -281,6 +281,68 @@ def benchmark_envelopes(
     console.print(table)
 
 
+@benchmark_app.command("quality")
+def benchmark_quality(
+    tasks: Annotated[
+        str | None, typer.Option(help="Names, with commas between; all by default.")
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Likewise; cosine, the measure, is always run.")
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Seeds to score on; 5 by default.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A few tasks, methods and seeds: minutes.")
+    ] = False,
+    controller: Annotated[
+        str | None, typer.Option(help="A shipped controller's name, or a folder.")
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="JSON-lines file of runs; those in it are kept.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for the tables and pictures.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Cut every run, to try things out.")
+    ] = None,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Train nothing, report what is there.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare a controller with tuned schedules on test tasks."""
+    from keras_learned_lr.benchmark.quality import command
+    from keras_learned_lr.benchmark.quality.report import HEADINGS, rows
+
+    told = Console(stderr=True)
+    try:
+        plan = command.make_plan(
+            _names(tasks), _names(methods), seeds, quick, controller, steps
+        )
+        if plan.controller is None:
+            told.print("No controller ships yet and none was given: rivals only.")
+        made = command.run(
+            plan, results, report, report_only, lambda line: told.print(line)
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    if as_json:
+        print(json.dumps(made))
+        return
+    table = Table(title="Final test loss over the best tuned cosine's")
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading == "method" else "right")
+    for row in rows(made):
+        table.add_row(*row)
+    console.print(table)
+
+
+def _names(joined: str | None) -> tuple[str, ...] | None:
+    return None if joined is None else tuple(joined.split(","))
+
+
 def main() -> None:
     """Runs the command line."""
     app()

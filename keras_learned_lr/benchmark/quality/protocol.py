@@ -30,6 +30,8 @@ SEEDS = 5
 
 QUICK_TASKS = ("fashion_mlp", "letters_cnn", "chaos_lstm", "diabetes_mlp")
 QUICK_METHODS = ("cosine", "constant", "learned")
+QUICK_SEEDS = 2
+QUICK_SWEEP = (-2.0, 0.0, 2.0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -92,5 +92,7 @@ def split(
     x, y = x[order], y[order]
     first, second = len(x) - validation - test, len(x) - test
     return Data(
-        (x[:first], y[:first]), (x[first:second], y[first:second]), (x[second:], y[second:])
+        (x[:first], y[:first]),
+        (x[first:second], y[first:second]),
+        (x[second:], y[second:]),
     )

@@ -57,9 +57,7 @@ def replayed(run: Run) -> Setup:
 
 
 def _controlled(run: Run, controller: Controller) -> Setup:
-    callback = LearnedLearningRate(
-        controller, validation_data=run.task.data.validation
-    )
+    callback = LearnedLearningRate(controller, validation_data=run.task.data.validation)
     return Setup(run.task.optimizer(run.learning_rate), (callback,))
 
 

@@ -165,7 +165,7 @@ TASKS = (
         optimizers.Adam,
         learning_rate=0.003,
         steps=600,
-        batch_size=64,
+        batch_size=32,
         accuracy=True,
     ),
     Task(
@@ -175,8 +175,8 @@ TASKS = (
         CLASSIFICATION,
         lambda rate: optimizers.SGD(rate, momentum=0.9, weight_decay=5e-4),
         learning_rate=0.1,
-        steps=600,
-        batch_size=64,
+        steps=400,
+        batch_size=32,
         accuracy=True,
     ),
     Task(

@@ -16,7 +16,9 @@ def _diabetes() -> Data:
     try:
         from sklearn.datasets import load_diabetes
     except ImportError as error:
-        raise NotOnThisMachine("needs scikit-learn: pip install scikit-learn") from error
+        raise NotOnThisMachine(
+            "needs scikit-learn: pip install scikit-learn"
+        ) from error
     x, y = load_diabetes(return_X_y=True)
     x = x / x.std(axis=0)
     y = (y - y.mean()) / y.std()
@@ -31,7 +33,9 @@ def _terrain() -> Data:
         raise NotOnThisMachine("needs matplotlib: pip install matplotlib") from error
     with get_sample_data("jacksboro_fault_dem.npz") as file:
         height = file["elevation"].astype("float32")[::2, ::2]
-    grid = np.meshgrid(*(np.linspace(-1.7, 1.7, n) for n in height.shape), indexing="ij")
+    grid = np.meshgrid(
+        *(np.linspace(-1.7, 1.7, n) for n in height.shape), indexing="ij"
+    )
     x = np.stack([axis.ravel() for axis in grid], axis=-1).astype("float32")
     y = ((height - height.mean()) / height.std()).reshape(-1, 1)
     return split(x, y, 1000, 2000)
@@ -106,8 +110,12 @@ def _recommender() -> keras.Model:
     """Products of embeddings and biases (Koren, Bell & Volinsky 2009)."""
     inputs = keras.Input((2,), dtype="int32")
     user, item = inputs[:, 0], inputs[:, 1]
-    of_user = layers.Embedding(USERS, 8, keras.initializers.RandomNormal(0.0, 0.3))(user)
-    of_item = layers.Embedding(ITEMS, 8, keras.initializers.RandomNormal(0.0, 0.3))(item)
+    of_user = layers.Embedding(USERS, 8, keras.initializers.RandomNormal(0.0, 0.3))(
+        user
+    )
+    of_item = layers.Embedding(ITEMS, 8, keras.initializers.RandomNormal(0.0, 0.3))(
+        item
+    )
     match = layers.Dot(-1)([of_user, of_item])
     biases = (
         layers.Embedding(USERS, 1, "zeros")(user),
