@@ -207,7 +207,7 @@ TASKS = (
         "mean_squared_error",
         lambda rate: optimizers.AdamW(rate, weight_decay=0.01),
         learning_rate=0.003,
-        steps=500,
+        steps=300,
         batch_size=16,
     ),
     Task(

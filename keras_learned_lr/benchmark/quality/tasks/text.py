@@ -27,7 +27,12 @@ PACKAGES = (
 
 
 def _in_blocks(x: np.ndarray, y: np.ndarray, train: int, held_out: int) -> Data:
-    """Splits by blocks of neighbours, so that no sentence is in two parts."""
+    """Splits by blocks of neighbours, so that no sentence is in two parts.
+
+    Of windows that occur twice, as in the head of many files, the first is kept.
+    """
+    once = np.sort(np.unique(x, axis=0, return_index=True)[1])
+    x, y = x[once], y[once]
     place = np.arange(len(x)) // BLOCK % 10
     random = np.random.default_rng(0)
 
