@@ -63,10 +63,19 @@ DEMO = [
     *TRAIN,
 ]
 
-DEV = [
+BENCHMARK = [
     *DEMO,
     *GYMNASIUM,
+    "pillow>=11",
+    # The first whose bootstrap takes `rng`.
+    "scipy>=1.15",
+]
+
+DEV = [
+    *BENCHMARK,
     "hypothesis>=6.100",
+    # The benchmark's rivals are checked against its implementations.
+    "optax>=0.2.5,<0.3",
     # TF-Agents pins typing-extensions 4.5.0, which mypy 1.11 and later exclude.
     "mypy>=1.10,<1.11 ; python_version < '3.12'",
     "mypy>=1.18,<3 ; python_version >= '3.12'",
@@ -101,6 +110,8 @@ setup(
         "train": TRAIN,
         "gymnasium": GYMNASIUM,
         "demo": DEMO,
+        "demo": DEMO,
+        "benchmark": BENCHMARK,
         "dev": DEV,
     },
     entry_points={"console_scripts": ["keras-learned-lr = keras_learned_lr.cli:main"]},

@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import optax.contrib
 import pytest
 import tensorflow as tf
 from helpers import GraphController, ScriptedController, every
@@ -116,10 +117,7 @@ def quadratic(values):
     [(Prodigy, "prodigy"), (DAdaptAdam, "dadapt_adamw"), (DoG, "dog")],
 )
 def test_learning_rate_free_optimizers_equal_optax(ours, theirs):
-    contrib = pytest.importorskip("optax.contrib")
-    import optax
-
-    reference = getattr(contrib, theirs)(learning_rate=0.7, weight_decay=0.01)
+    reference = getattr(optax.contrib, theirs)(learning_rate=0.7, weight_decay=0.01)
     # A pytree of two leaves, as ours has two variables.
     params = [np.float32([1.0]), np.float32([-2.0, 0.5])]
     state = reference.init(params)
@@ -165,10 +163,7 @@ def test_hypergradient_follows_its_rule_under_momentum():
 
 
 def test_schedule_free_equals_optax_and_is_evaluated_at_its_average():
-    contrib = pytest.importorskip("optax.contrib")
-    import optax
-
-    reference = contrib.schedule_free_adamw(0.1, weight_decay=0.01)
+    reference = optax.contrib.schedule_free_adamw(0.1, weight_decay=0.01)
     params = np.float32([1.0, -2.0, 0.5])
     state = reference.init(params)
     for _ in range(60):
@@ -179,7 +174,7 @@ def test_schedule_free_equals_optax_and_is_evaluated_at_its_average():
     found = descend(optimizer, 60, quadratic)[-1]
     np.testing.assert_allclose(found, params, rtol=2e-3, atol=2e-4)
     average = np.concatenate([part.numpy() for part in optimizer.averaged()])
-    expected = contrib.schedule_free_eval_params(state, params)
+    expected = optax.contrib.schedule_free_eval_params(state, params)
     np.testing.assert_allclose(average, expected, rtol=2e-3, atol=2e-4)
     assert np.abs(average - found).max() > 0.01
 

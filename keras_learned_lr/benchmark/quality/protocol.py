@@ -210,7 +210,7 @@ class Protocol:
     ) -> dict[str, Any] | None:
         """Returns the record of a run, made now if it is not there; dry, None."""
         reference = task.learning_rate if method.default is None else method.default
-        wanted = {
+        wanted: dict[str, Any] = {
             "task": task.name,
             "data": task.data.fingerprint,
             "method": method.name,

@@ -20,7 +20,7 @@ def rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
     Args:
         report: What `score` returned.
     """
-    table = []
+    table: list[tuple[str, ...]] = []
     for label, found in report["scores"].items():
         worst = found["worst_task"]
         points = found["accuracy_points"]
@@ -52,7 +52,7 @@ def markdown(report: dict[str, Any]) -> str:
     by_start = report["by_start"]
     if by_start:
         starts = sorted({s for found in by_start.values() for s in found}, key=float)
-        body = [
+        body: list[tuple[str, ...]] = [
             (name, *(_ratio(found.get(start)) for start in starts))
             for name, found in by_start.items()
         ]
@@ -77,7 +77,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def _by_task(found: dict[str, Any]) -> str:
-    body = [
+    body: list[tuple[str, ...]] = [
         (
             name,
             f"{one['ratio']:.3f}",

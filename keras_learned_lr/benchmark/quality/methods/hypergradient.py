@@ -11,7 +11,7 @@ from keras_learned_lr.benchmark.quality.methods.method import Run, Setup
 STRENGTH = 0.02
 
 
-class Hypergradient:
+class Hypergradient(keras.optimizers.Optimizer):
     """Mixed into an optimizer, it adapts the learning rate before every step.
 
     The multiplicative rule of Baydin et al. 2018 (section 3), which needs no scale:
@@ -21,25 +21,25 @@ class Hypergradient:
 
     def build(self, variables: Any) -> None:
         """Makes the state."""
-        super().build(variables)  # type: ignore[misc]
-        reference = self.add_variable_from_reference  # type: ignore[attr-defined]
+        super().build(variables)
+        reference = self.add_variable_from_reference
         self._changes = [reference(v, "change") for v in variables]
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
         """Takes a step; see `keras.optimizers.Optimizer.apply`."""
         grads = [tf.convert_to_tensor(gradient) for gradient in grads]
-        if not self.built:  # type: ignore[has-type]
+        if not self.built:
             with tf.init_scope():
                 self.build(trainable_variables)
-        weights = self._trainable_variables  # type: ignore[attr-defined]
+        weights = self._trainable_variables
         changes = self._changes
         norms = tf.sqrt(dot(grads, grads) * dot(changes, changes))
         # A change goes against u.
         cosine = -tf.math.divide_no_nan(dot(grads, changes), norms)
-        rate = self.learning_rate  # type: ignore[has-type]
-        self.learning_rate = rate * (1.0 + STRENGTH * cosine)
+        rate = self._learning_rate
+        rate.assign(rate * (1.0 + STRENGTH * cosine))
         before = [tf.identity(v.value) for v in weights]
-        super().apply(grads, trainable_variables)  # type: ignore[misc]
+        super().apply(grads, trainable_variables)
         for change, weight, old in zip(changes, weights, before, strict=True):
             change.assign(weight - old)
 
@@ -49,8 +49,8 @@ def with_hypergradient(
 ) -> keras.optimizers.Optimizer:
     """Returns the same optimizer, adapting its own learning rate."""
     kind = type(optimizer)
-    mixed = type(f"Hypergradient{kind.__name__}", (Hypergradient, kind), {})
-    return mixed.from_config(optimizer.get_config())  # type: ignore[attr-defined]
+    mixed: Any = type(f"Hypergradient{kind.__name__}", (Hypergradient, kind), {})
+    return mixed.from_config(optimizer.get_config())
 
 
 def hypergradient(run: Run) -> Setup:

@@ -1,5 +1,7 @@
 """Tasks on tables: patients, terrain, ratings, and functions that are hard to learn."""
 
+from typing import Any
+
 import keras
 import numpy as np
 
@@ -31,8 +33,8 @@ def _terrain() -> Data:
         from matplotlib.cbook import get_sample_data
     except ImportError as error:
         raise NotOnThisMachine("needs matplotlib: pip install matplotlib") from error
-    with get_sample_data("jacksboro_fault_dem.npz") as file:
-        height = file["elevation"].astype("float32")[::2, ::2]
+    file: Any = get_sample_data("jacksboro_fault_dem.npz")
+    height = file["elevation"].astype("float32")[::2, ::2]
     grid = np.meshgrid(
         *(np.linspace(-1.7, 1.7, n) for n in height.shape), indexing="ij"
     )
