@@ -9,7 +9,7 @@ from keras_learned_lr.benchmark.quality.task import Data, NotOnThisMachine, Task
 
 layers, optimizers = keras.layers, keras.optimizers
 USERS, ITEMS = 400, 300
-SIGNS = 20
+SIGNS = 30
 COLUMNS = 12
 
 
@@ -64,7 +64,7 @@ def _staircase() -> Data:
     """
     random = np.random.default_rng(0)
     x = random.choice([-1.0, 1.0], (60_000, SIGNS))
-    y = np.cumprod(x[:, :4], axis=1).sum(axis=1) / 2.0
+    y = np.cumprod(x[:, :5], axis=1).sum(axis=1) / 2.0
     y += random.normal(scale=0.3, size=len(x))
     return split(x.astype("float32"), y[:, np.newaxis].astype("float32"), 1000, 2000)
 
@@ -173,7 +173,7 @@ TASKS = (
         _recommender,
         "mean_squared_error",
         optimizers.Adagrad,
-        learning_rate=0.3,
+        learning_rate=3.0,
         steps=2000,
         batch_size=64,
     ),
