@@ -32,9 +32,10 @@ def test_the_interquartile_mean_leaves_out_a_quarter_at_each_end():
 
 def test_the_interval_of_equal_seeds_is_a_point():
     # Tasks differ, seeds do not: only drawing seeds within tasks leaves no spread.
-    strata = [np.full((5, 3), 0.9), np.full((5, 3), 1.3)]
+    strata = [np.tile([0.7, 0.9, 1.1], (5, 1)), np.full((5, 3), 1.3)]
     low, high = s.stratified_interval(strata)
-    assert low == high == pytest.approx(1.1)
+    # Sorted, 0.7 five times, 0.9 five, 1.1 five, 1.3 fifteen: seven go at each end.
+    assert low == high == pytest.approx((3 * 0.9 + 5 * 1.1 + 8 * 1.3) / 16)
 
 
 def test_the_interval_covers_the_mean_as_often_as_it_says():
