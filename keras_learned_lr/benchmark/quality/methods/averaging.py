@@ -31,6 +31,9 @@ class EvaluateAveraged(keras.callbacks.Callback):
         super().__init__()
         self._averaged = averaged
         self._x, self._batch_size = x, batch_size
+        self._look = tf.function(
+            lambda batch: self.model(batch, training=True), autograph=False
+        )
 
     def on_test_begin(self, logs: dict | None = None) -> None:
         """Puts the averaged weights in."""
@@ -42,7 +45,7 @@ class EvaluateAveraged(keras.callbacks.Callback):
             variable.assign(value)
         if any(isinstance(la, keras.layers.BatchNormalization) for la in model.layers):
             for start in range(0, BATCHES * self._batch_size, self._batch_size):
-                model(self._x[start : start + self._batch_size], training=True)
+                self._look(tf.constant(self._x[start : start + self._batch_size]))
 
     def on_test_end(self, logs: dict | None = None) -> None:
         """Puts the weights that train back."""
