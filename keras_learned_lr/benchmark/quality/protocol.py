@@ -209,6 +209,10 @@ class Protocol:
         settings: Mapping[str, Any] | None = None,
     ) -> dict[str, Any] | None:
         """Returns the record of a run, made now if it is not there; dry, None."""
+        settings = dict(settings or {})
+        if method.needs_averages:
+            # Averages over other tasks are another method.
+            settings["averaged_over"] = sorted(task.name for task in self.tasks)
         reference = task.learning_rate if method.default is None else method.default
         wanted: dict[str, Any] = {
             "task": task.name,
@@ -217,7 +221,7 @@ class Protocol:
             "controller": self.checksum if method.needs_controller else None,
             "seed": seed,
             "log_multiplier": log_multiplier,
-            "settings": dict(settings or {}),
+            "settings": settings,
             "steps": steps_of(task, self.plan.steps),
             "reference": reference,
         }
@@ -229,7 +233,7 @@ class Protocol:
             task,
             learning_rate,
             wanted["steps"],
-            wanted["settings"],
+            settings,
             self.controller if method.needs_controller else None,
             self._averages(log_multiplier) if method.needs_averages else None,
         )

@@ -21,7 +21,7 @@ METHODS: dict[str, Method] = {
         Method("step", schedules.step_decay),
         Method("1cycle", schedules.one_cycle),
         Method("plateau", schedules.reduce_on_plateau),
-        Method("hypergradient", hypergradient, swept=True),
+        Method("hypergradient", hypergradient),
         # They bring an optimizer of their own, with the default of its authors.
         Method("schedule_free", schedule_free, default=0.0025),
         Method("prodigy", prodigy, default=1.0),
@@ -38,7 +38,6 @@ METHODS: dict[str, Method] = {
             "untrained",
             learned.untrained,
             tuned=False,
-            swept=True,
             needs_controller=True,
         ),
         Method(

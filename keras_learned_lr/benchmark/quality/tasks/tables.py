@@ -184,7 +184,7 @@ TASKS = (
         "mean_squared_error",
         lambda rate: optimizers.SGD(rate, momentum=0.9),
         learning_rate=0.01,
-        steps=2000,
+        steps=1200,
         batch_size=32,
     ),
     Task(
