@@ -6,7 +6,7 @@ import json
 import keras
 import numpy as np
 import pytest
-from helpers import data, exported
+from helpers import MLPController, data, exported
 from typer.testing import CliRunner
 
 from keras_learned_lr.benchmark.quality import command, protocol, run
@@ -106,7 +106,8 @@ def test_lines_survive_a_kill_and_other_writers(tmp_path):
 
 @pytest.mark.usefixtures("tiny")
 def test_the_command_resumes_and_reports(tmp_path, monkeypatch):
-    controller = exported(tmp_path / "controller")
+    looks = MLPController(("progress", "validation_vs_first"))
+    controller = exported(tmp_path / "controller", looks)
     results = tmp_path / "runs.jsonl"
     monkeypatch.setattr(protocol, "GRID", (-0.5, 0.0, 0.5))
     monkeypatch.setattr(protocol, "QUICK_TASKS", ("tiny", "absent"))

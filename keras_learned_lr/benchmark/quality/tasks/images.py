@@ -195,7 +195,7 @@ TASKS = (
         _letter_cnn,
         CLASSIFICATION,
         optimizers.SGD,
-        learning_rate=0.1,
+        learning_rate=0.3,
         steps=1000,
         batch_size=32,
         accuracy=True,
