@@ -65,7 +65,6 @@ DEMO = [
 
 BENCHMARK = [
     *DEMO,
-    *GYMNASIUM,
     "pillow>=11",
     # The first whose bootstrap takes `rng`.
     "scipy>=1.15",
@@ -73,6 +72,7 @@ BENCHMARK = [
 
 DEV = [
     *BENCHMARK,
+    *GYMNASIUM,
     "hypothesis>=6.100",
     # The benchmark's rivals are checked against its implementations.
     "optax>=0.2.5,<0.3",
@@ -109,7 +109,6 @@ setup(
         "cli": CLI,
         "train": TRAIN,
         "gymnasium": GYMNASIUM,
-        "demo": DEMO,
         "demo": DEMO,
         "benchmark": BENCHMARK,
         "dev": DEV,
