@@ -13,12 +13,16 @@ import keras
 import tensorflow as tf
 
 Lookup = Callable[[keras.Variable], tf.Tensor]
-LayerRule = Callable[[Any, Lookup, tf.Tensor], tf.Tensor | None]
+LayerRule = Callable[..., tf.Tensor | None]
 
 # A longer sequence would make the unrolled graph slow to build.
 LONGEST_UNROLLED = 64
 # A convolution whose banded matrix has more elements is left to TensorFlow's kernel.
 LARGEST_BANDED = 10_000
+# A larger vocabulary is looked up.
+LARGEST_ONE_HOT = 256
+# Attention over more pairs of positions than this is left to matrix products.
+LARGEST_SUMMED = 256
 
 
 def merged(function: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tf.Tensor:
@@ -60,25 +64,26 @@ def _conv2d(layer: Any, value: Lookup, x: tf.Tensor) -> tf.Tensor | None:
     size = _banded_size(x.shape, kernel.shape)
     if steps == (1, 1, 1, 1, 1) and size <= LARGEST_BANDED:
         y = _banded_convolution(x, kernel, layer.padding)
-    else:
-        # Vectorised, TensorFlow would loop over the trainees with a slower kernel.
-        y = tf.stack(
-            [
-                tf.nn.conv2d(
-                    images,
-                    filters,
-                    layer.strides,
-                    layer.padding.upper(),
-                    dilations=layer.dilation_rate,
-                )
-                for images, filters in zip(
-                    tf.unstack(x), tf.unstack(kernel), strict=True
-                )
-            ]
-        )
+        if layer.use_bias:
+            y += value(layer.bias)[:, tf.newaxis, tf.newaxis, tf.newaxis]
+        return y if layer.activation is None else layer.activation(y)
+    biases = [None] * x.shape[0]
     if layer.use_bias:
-        y += value(layer.bias)[:, tf.newaxis, tf.newaxis, tf.newaxis]
-    return y if layer.activation is None else layer.activation(y)
+        biases = tf.unstack(value(layer.bias))
+
+    def convolve(images: tf.Tensor, filters: tf.Tensor, bias: Any) -> tf.Tensor:
+        padding, dilations = layer.padding.upper(), layer.dilation_rate
+        y = tf.nn.conv2d(images, filters, layer.strides, padding, dilations=dilations)
+        if bias is not None:
+            y = tf.nn.bias_add(y, bias)
+        return y if layer.activation is None else layer.activation(y)
+
+    # Vectorised, TensorFlow would loop over the trainees with a slower kernel. One by
+    # one, it makes one operation of the convolution, its bias and its activation.
+    images, filters = tf.unstack(x), tf.unstack(kernel)
+    return tf.stack(
+        [convolve(*each) for each in zip(images, filters, biases, strict=True)]
+    )
 
 
 def _banded_size(images: tf.TensorShape, kernel: tf.TensorShape) -> int:
@@ -122,6 +127,104 @@ def _banded_convolution(x: tf.Tensor, kernel: tf.Tensor, padding: str) -> tf.Ten
     return tf.reshape(y, [batch, examples, down, across, filters])
 
 
+def _attention(
+    layer: Any, value: Lookup, query: tf.Tensor, source: tf.Tensor, **options: Any
+) -> tf.Tensor | None:
+    causal = options.pop("use_causal_mask", False)
+    odd = layer.dropout or layer._sliding_window is not None or layer._use_gate
+    projections = (layer.query_dense, layer.key_dense, layer.value_dense)
+    sublayers = (*projections, layer.output_dense)
+    if (
+        options
+        or odd
+        or query.shape.rank != 4
+        or source.shape.rank != 4
+        or len(layer.output_dense.kernel.shape) != 3
+        or any(dense.lora_enabled or dense.quantization_mode for dense in sublayers)
+    ):
+        return None
+    batch, examples = query.shape[:2]
+
+    def project(dense: Any, x: tf.Tensor) -> tf.Tensor:
+        kernel = value(dense.kernel)
+        heads, size = kernel.shape[2:]
+        kernel = tf.reshape(kernel, [batch, kernel.shape[1], heads * size])
+        bias = None
+        if dense.bias is not None:
+            bias = tf.reshape(value(dense.bias), [batch, heads * size])
+        y = _affine(x, kernel, bias)
+        return tf.reshape(y, [batch, examples, x.shape[2], heads, size])
+
+    xs = (query, source, source)
+    q, k, v = (project(dense, x) for dense, x in zip(projections, xs, strict=True))
+    q *= layer._inverse_sqrt_key_dim
+    short = q.shape[2] * k.shape[2] <= LARGEST_SUMMED
+    y = (_summed_attention if short else _matmul_attention)(q, k, v, causal)
+    y = tf.reshape(y, [*query.shape[:3], -1])
+    kernel = value(layer.output_dense.kernel)
+    bias = None if layer.output_dense.bias is None else value(layer.output_dense.bias)
+    return _affine(y, tf.reshape(kernel, [batch, -1, kernel.shape[-1]]), bias)
+
+
+def _matmul_attention(
+    q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, causal: bool
+) -> tf.Tensor:
+    """Attends; `[batch, examples, positions, heads, size]` each."""
+    q, k, v = (tf.transpose(x, [0, 1, 3, 2, 4]) for x in (q, k, v))
+    scores = tf.matmul(q, k, transpose_b=True)
+    if causal:
+        scores = tf.where(_past(scores), scores, scores.dtype.min)
+    return tf.transpose(tf.matmul(tf.nn.softmax(scores), v), [0, 1, 3, 2, 4])
+
+
+def _summed_attention(
+    q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, causal: bool
+) -> tf.Tensor:
+    """Does the same as sums of products: a matrix product so small costs more to call.
+
+    The examples go last, where XLA computes on many at once.
+    """
+    q, k, v = (tf.transpose(x, [0, 3, 2, 4, 1]) for x in (q, k, v))
+    # [batch, heads, queries, keys, examples]
+    scores = tf.reduce_sum(q[:, :, :, tf.newaxis] * k[:, :, tf.newaxis], axis=4)
+    if causal:
+        past = _past(scores[..., 0])[:, :, tf.newaxis]
+        scores = tf.where(past, scores, scores.dtype.min)
+    weights = tf.nn.softmax(scores, axis=3)[:, :, :, :, tf.newaxis]
+    y = tf.reduce_sum(weights * v[:, :, tf.newaxis], axis=3)
+    return tf.transpose(y, [0, 4, 2, 1, 3])
+
+
+def _past(scores: tf.Tensor) -> tf.Tensor:
+    return tf.linalg.band_part(tf.ones(scores.shape[-2:], tf.bool), -1, 0)
+
+
+def _embedding(layer: Any, value: Lookup, x: tf.Tensor) -> tf.Tensor | None:
+    usual = not layer.lora_enabled and layer.quantization_mode is None
+    if not usual or layer.input_dim > LARGEST_ONE_HOT:
+        return None
+    table = value(layer.embeddings)
+    # Its gradient is a product too, where that of a look-up adds row by row.
+    return _affine(tf.one_hot(x, layer.input_dim, dtype=table.dtype), table, None)
+
+
+def _layer_normalization(layer: Any, value: Lookup, x: tf.Tensor) -> tf.Tensor | None:
+    axes = (layer.axis,) if isinstance(layer.axis, int) else tuple(layer.axis)
+    # The layer does not know of the axis of the trainees.
+    if layer.rms_scaling or axes not in ((-1,), (x.shape.rank - 2,)):
+        return None
+    mean = tf.reduce_mean(x, axis=-1, keepdims=True)
+    centered = x - mean
+    variance = tf.reduce_mean(tf.square(centered), axis=-1, keepdims=True)
+    y = centered * tf.math.rsqrt(variance + layer.epsilon)
+    place = [x.shape[0], *[1] * (x.shape.rank - 2), x.shape[-1]]
+    if layer.scale:
+        y *= tf.reshape(value(layer.gamma), place)
+    if layer.center:
+        y += tf.reshape(value(layer.beta), place)
+    return y
+
+
 def _gru(layer: Any, value: Lookup, x: tf.Tensor) -> tf.Tensor | None:
     cell = layer.cell
     odd = layer.stateful or layer.return_state or layer.go_backwards
@@ -149,7 +252,10 @@ def _gru(layer: Any, value: Lookup, x: tf.Tensor) -> tf.Tensor | None:
 RULES: dict[type, LayerRule] = {
     keras.layers.Conv2D: _conv2d,
     keras.layers.Dense: _dense,
+    keras.layers.Embedding: _embedding,
     keras.layers.GRU: _gru,
+    keras.layers.LayerNormalization: _layer_normalization,
+    keras.layers.MultiHeadAttention: _attention,
 }
 # Layers without variables that treat each example alone.
 MERGED: tuple[type, ...] = (

@@ -78,6 +78,11 @@ class BatchedModel:
         self._model = model
         self._graph = _graph_of(model)
 
+    @property
+    def walked(self) -> bool:
+        """Whether the model is called layer by layer and not as a whole."""
+        return self._graph is not None
+
     def __call__(
         self,
         trainable: Sequence[tf.Tensor],
@@ -159,8 +164,8 @@ def _call_operation(
     kwargs = {k: v for k, v in kwargs.items() if v is not None and k != "training"}
     tensors = [leaf for leaf in keras.tree.flatten((args, kwargs)) if _is_tensor(leaf)]
     rule = RULES.get(type(operation))
-    if rule is not None and len(tensors) == 1:
-        y = rule(operation, lambda variable: values[id(variable)], tensors[0])
+    if rule is not None and all(map(_is_tensor, args)) and len(tensors) == len(args):
+        y = rule(operation, lambda variable: values[id(variable)], *args, **kwargs)
         if y is not None:
             return y
     if type(operation) in MERGED and len(tensors) == 1:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from keras_learned_lr.learning.batched_layers import MERGED
+from keras_learned_lr.learning.batched_layers import LARGEST_ONE_HOT, MERGED
 from keras_learned_lr.learning.batched_model import (
     BatchedModel,
     Layout,
@@ -13,11 +13,21 @@ from keras_learned_lr.learning.batched_model import (
 )
 
 # "batched": all trainees through each layer at once. "compiled": the same, but all
-# steps of a window through XLA in a few shards, measured to be 1.4 to 3 times as fast
-# where time goes into many small operations, as in dense layers and GRUs; slower for
-# convolutions, and no faster where `tf.vectorized_map` stands in for a rule. "looped":
-# one trainee after the other with Keras's own layers, which needs the least memory.
+# steps of a window through XLA in a few shards. "looped": one trainee after the other
+# with Keras's own layers, which needs the least memory.
 WAYS = ("batched", "compiled", "looped")
+# Layers of which XLA was measured to take 1.4 to 3 times as many steps a second. It is
+# slower for convolutions, and where `tf.vectorized_map` stands in for a rule its
+# graph takes half a minute to compile.
+_COMPILED = (
+    *MERGED,
+    keras.layers.Dense,
+    keras.layers.Embedding,
+    keras.layers.GRU,
+    keras.layers.InputLayer,
+    keras.layers.LayerNormalization,
+    keras.layers.MultiHeadAttention,
+)
 
 
 class Gradients(NamedTuple):
@@ -76,7 +86,7 @@ class LossAndGradients:
         self._batched = batched
         self._layout = layout
         self._loss = loss
-        self.way = _choose_way(model) if way == "auto" else way
+        self.way = _choose_way(model, batched) if way == "auto" else way
 
     def __call__(
         self,
@@ -159,11 +169,15 @@ class LossAndGradients:
         return Gradients(loss, gradients, new)
 
 
-def _choose_way(model: keras.Model) -> str:
-    compiled = (*MERGED, keras.layers.Dense, keras.layers.GRU, keras.layers.InputLayer)
-    for layer in model._flatten_layers(include_self=False):
+def _choose_way(model: keras.Model, batched: BatchedModel) -> str:
+    if not batched.walked:
+        return "batched"
+    for layer in model._flatten_layers(include_self=False, recursive=False):
         # XLA would draw other random numbers than `fit` does.
         drops = getattr(layer, "dropout", 0) or getattr(layer, "recurrent_dropout", 0)
-        if type(layer) not in compiled or drops:
+        large = isinstance(layer, keras.layers.Embedding) and (
+            layer.input_dim > LARGEST_ONE_HOT
+        )
+        if type(layer) not in _COMPILED or drops or large:
             return "batched"
     return "compiled"

@@ -27,6 +27,11 @@ class InShards:
     def __init__(self, function: Callable[[Any, Any], Any]) -> None:
         self._function = tf.function(function, autograph=False, jit_compile=True)
 
+    @property
+    def traces(self) -> int:
+        """How often a graph was built."""
+        return self._function.experimental_get_tracing_count()
+
     def __call__(self, shared: Any, own: Any, shards: int) -> Any:
         """Calls it.
 

@@ -10,6 +10,7 @@ from keras_learned_lr.control.actions import AnchoredScaleFactor, ScaleFactor
 from keras_learned_lr.learning import batched_layers, reference
 from keras_learned_lr.learning.batched_model import BatchedModel, Layout
 from keras_learned_lr.learning.optimizers import make_settings
+from keras_learned_lr.learning.shards import InShards, number_of_shards
 from keras_learned_lr.learning.trainees import Template, Trainees
 from keras_learned_lr.observation.features import DEFAULT, PUBLISHED, ObservationSpec
 
@@ -43,7 +44,8 @@ def _same(one, other, member):
 @pytest.mark.parametrize(
     ("name", "way"),
     [(name, "auto") for name in helpers.MAKERS]
-    + [("cnn", "looped"), ("dropout", "looped"), ("mlp", "compiled")],
+    + [("cnn", "looped"), ("dropout", "looped"), ("cnn", "compiled")]
+    + [("mlp", "batched"), ("attention", "batched")],
 )
 def test_losses_and_weights_equal_a_plain_run(name, way):
     models, (x, y), members, engine = _engine(name, way=way)
@@ -102,6 +104,51 @@ def test_small_convolutions_as_a_banded_product(size, padding):
     for index in range(2):
         plain = tf.nn.conv2d(x[index], kernel[index], 1, padding.upper())
         np.testing.assert_allclose(banded[index], plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("positions", [5, 17])
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_equals_the_layer(positions, causal):
+    keras.utils.set_random_seed(4)
+    layer = keras.layers.MultiHeadAttention(
+        3, 4, value_dim=2, bias_initializer="normal"
+    )
+    inputs = keras.Input((positions, 6))
+    model = keras.Model(
+        inputs, layer(inputs, keras.layers.Dense(5)(inputs), use_causal_mask=causal)
+    )
+    x = tf.random.stateless_normal([2, 3, positions, 6], [0, 1])
+    weights = [tf.stack([v.value, 2.0 * v.value]) for v in model.trainable_variables]
+    called = BatchedModel(model)(weights, [], x, training=True)
+    for index in range(2):
+        model.set_weights([w[index] for w in weights])
+        np.testing.assert_allclose(
+            called.outputs[index], model(x[index]), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_shards_are_compiled_once_and_return_all():
+    def double(shared, own):
+        values, scalar, missing = own
+        assert missing is None
+        return values * shared, scalar + 1
+
+    in_shards = InShards(double)
+    values = tf.reshape(tf.range(12.0), [6, 2])
+    for scalar in (1, 2):
+        own = (values, tf.constant(scalar), None)
+        doubled, after = in_shards(tf.constant(2.0), own, 3)
+        np.testing.assert_array_equal(doubled, 2.0 * values)
+        assert after == scalar + 1
+    assert in_shards.traces == 1
+
+
+def test_shards_divide_the_trainees_and_fit_a_cache():
+    assert number_of_shards(128, 100_000) == 16
+    assert number_of_shards(1, 10**9) == 1
+    assert number_of_shards(64, 10**6) == 64
+    for trainees in (3, 7, 30):
+        assert trainees % number_of_shards(trainees, 100) == 0
 
 
 def test_a_masked_trainee_is_a_narrower_model():
