@@ -343,6 +343,43 @@ def _names(joined: str | None) -> tuple[str, ...] | None:
     return None if joined is None else tuple(joined.split(","))
 
 
+@benchmark_app.command("throughput")
+def benchmark_throughput(
+    seconds: Annotated[
+        float, typer.Option(min=0.1, help="What to spend on measuring.")
+    ] = 120.0,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="In how many turns; medians are reported.")
+    ] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare the training steps a second of the batched trainees with those of fit."""
+    from keras_learned_lr.benchmark import throughput
+
+    report = throughput.run(seconds, rounds)
+    if as_json:
+        print(json.dumps(report))
+        return
+    table = Table(title="Training steps per second")
+    headings = ("fit", "fit_20", "trainees")
+    for heading in ("model", *headings, "trainees / fit", "seconds to build"):
+        table.add_column(heading.replace("_", " "), justify="right")
+    for name, steps in report["steps"].items():
+        table.add_row(
+            name.replace("_", " "),
+            *(f"{steps[heading]:.0f}" for heading in headings),
+            f"{steps['trainees'] / steps['fit']:.1f}",
+            f"{report['build_seconds'][name]:.1f}",
+        )
+    console.print(table)
+    console.print(
+        f"The large CNN reaches {report['cnn_bound_share']:.0%} of what its "
+        f"convolutions allow. Features cost {report['features_overhead']:.0%} of the "
+        f"MLP's time. {report['memory']['trainees']} MLPs hold "
+        f"{report['memory']['state_bytes'] / 1e6:.1f} MB."
+    )
+
+
 def main() -> None:
     """Runs the command line."""
     app()

@@ -20,7 +20,6 @@ from keras_learned_lr.learning.trainees import Members, Template, Trainees
 from keras_learned_lr.observation.features import ObservationSpec
 
 LOSS = "sparse_categorical_crossentropy"
-BATCH_SIZE = 64
 EXAMPLES, VALIDATION, CLASSES = 512, 256, 10
 # Training steps between two decisions, for the callback and for the trainees.
 WINDOW = 20
@@ -29,12 +28,12 @@ BARE = ObservationSpec(["progress"])
 layers = keras.layers
 
 
-def _mlp() -> keras.Model:
+def _mlp(width: int) -> keras.Model:
     return keras.Sequential(
         [
-            keras.Input((64,)),
-            layers.Dense(64, "relu"),
-            layers.Dense(64, "relu"),
+            keras.Input((width,)),
+            layers.Dense(width, "relu"),
+            layers.Dense(width, "relu"),
             layers.Dense(CLASSES, "softmax"),
         ]
     )
@@ -76,14 +75,17 @@ class Workload:
     Attributes:
         make: Builds the model.
         trainees: As many as were measured to be fast and fit into memory.
+        batch_size: Examples of a training step.
     """
 
     make: Callable[[], keras.Model]
     trainees: int
+    batch_size: int = 64
 
 
 WORKLOADS = {
-    "mlp": Workload(_mlp, 128),
+    "mlp": Workload(lambda: _mlp(64), 128),
+    "small_mlp": Workload(lambda: _mlp(32), 128, batch_size=32),
     "gru": Workload(_gru, 64),
     "attention": Workload(_attention, 64),
     "small_cnn": Workload(lambda: _cnn(14, (4, 8)), 32),
@@ -103,18 +105,18 @@ def run(seconds: float = 120.0, rounds: int = 5) -> dict[str, Any]:
         rounds: In how many turns.
 
     Returns:
-        A dict, JSON-ready. `mlp_ratio`, `gru_ratio`, `attention_ratio` and
-        `small_cnn_ratio`: steps per second of the batched trainees with features over
-        those of `fit` with a Python callback. `cnn_bound_share`: steps per second of
-        the large CNN over what its convolutions alone, forwards and backwards, would
-        allow. `features_overhead`: time that features add to the MLP's bare stepping.
-        `memory`: bytes that 128 such MLPs hold and by how much the process grew while
-        they trained. `steps`: the steps per second behind the ratios, by workload and
-        path.
+        A dict, JSON-ready. `mlp_ratio`, `small_mlp_ratio`, `gru_ratio`,
+        `attention_ratio` and `small_cnn_ratio`: steps per second of the batched
+        trainees with features over those of `fit` with a Python callback.
+        `cnn_bound_share`: steps per second of the large CNN over what its convolutions
+        alone, forwards and backwards, would allow. `features_overhead`: time that
+        features add to the MLP's bare stepping. `memory`: bytes that 128 such MLPs
+        hold and by how much the process grew while they trained. `build_seconds`: time
+        to the end of the first window, by workload. `steps`: the steps per second
+        behind the ratios, by workload and path.
     """
     before = _peak_memory()
     mlp = _Engine(WORKLOADS["mlp"], ObservationSpec())
-    mlp(1)
     memory = {
         "trainees": WORKLOADS["mlp"].trainees,
         "state_bytes": mlp.state_bytes,
@@ -125,11 +127,14 @@ def run(seconds: float = 120.0, rounds: int = 5) -> dict[str, Any]:
         ("mlp", "bare"): _Engine(WORKLOADS["mlp"], BARE),
         ("cnn", "convolutions"): _Convolutions(),
     }
+    build_seconds = {"mlp": mlp.build_seconds}
     for name, workload in WORKLOADS.items():
         if name != "mlp":
-            paths[name, "trainees"] = _Engine(workload, ObservationSpec())
-        paths[name, "fit"] = _Fit(workload.make(), 1)
-        paths[name, "fit_20"] = _Fit(workload.make(), WINDOW)
+            engine = _Engine(workload, ObservationSpec())
+            paths[name, "trainees"] = engine
+            build_seconds[name] = engine.build_seconds
+        paths[name, "fit"] = _Fit(workload, 1)
+        paths[name, "fit_20"] = _Fit(workload, WINDOW)
     rates = _measure(paths, seconds, rounds)
     steps: dict[str, dict[str, float]] = {}
     for (name, path), values in rates.items():
@@ -141,11 +146,13 @@ def run(seconds: float = 120.0, rounds: int = 5) -> dict[str, Any]:
     return {
         **{
             f"{name}_ratio": ratio(name, "trainees", "fit")
-            for name in ("mlp", "gru", "attention", "small_cnn")
+            for name in WORKLOADS
+            if name != "cnn"
         },
         "cnn_bound_share": ratio("cnn", "trainees", "convolutions"),
         "features_overhead": ratio("mlp", "bare", "trainees") - 1.0,
         "memory": memory,
+        "build_seconds": build_seconds,
         "steps": steps,
     }
 
@@ -191,7 +198,9 @@ class _Engine:
         self._members = Members(
             inputs=tf.constant(x),
             targets=tf.constant(y),
-            order=tf.constant(np.reshape(order, [count, -1, BATCH_SIZE]), tf.int32),
+            order=tf.constant(
+                np.reshape(order, [count, -1, workload.batch_size]), tf.int32
+            ),
             validation=tf.tile([tf.range(EXAMPLES, len(x))], [count, 1]),
             parameters=tf.tile([np.concatenate(weights)], [count, 1]),
             non_trainable=tuple(
@@ -204,9 +213,12 @@ class _Engine:
             learning_rate=rates,
             horizon=tf.constant(10**9, tf.int64),
         )
+        self._count = count
+        started = time.perf_counter()
         self._trainees = Trainees(Template(model, LOSS), spec, AnchoredScaleFactor())
         self._state, _ = self._trainees.begin(self._members)
-        self._count = count
+        self(1)
+        self.build_seconds = time.perf_counter() - started
 
     @property
     def state_bytes(self) -> int:
@@ -246,11 +258,11 @@ class _Clock(keras.callbacks.Callback):
 class _Fit:
     """`fit` on batches that lie ready, so that it waits for no data."""
 
-    def __init__(self, model: keras.Model, steps_per_execution: int) -> None:
-        self._model = model
+    def __init__(self, workload: Workload, steps_per_execution: int) -> None:
+        self._model = model = workload.make()
         x, y = _data(model)
-        x = x[:EXAMPLES].reshape(-1, BATCH_SIZE, *x.shape[1:])
-        y = y[:EXAMPLES].reshape(-1, BATCH_SIZE)
+        x = x[:EXAMPLES].reshape(-1, workload.batch_size, *x.shape[1:])
+        y = y[:EXAMPLES].reshape(-1, workload.batch_size)
         self._batches = tf.data.Dataset.from_tensor_slices((x, y)).repeat()
         model.compile("adam", LOSS, steps_per_execution=steps_per_execution)
 
@@ -270,12 +282,13 @@ class _Convolutions:
     """The convolutions of the large CNN alone, forwards and backwards."""
 
     def __init__(self) -> None:
-        model = WORKLOADS["cnn"].make()
+        workload = WORKLOADS["cnn"]
+        model = workload.make()
         kernels, inputs = [], []
         for layer in model.layers:
             if isinstance(layer, layers.Conv2D):
                 kernels.append(layer.kernel.value.read_value())
-                shape = (BATCH_SIZE, *layer.input.shape[1:])
+                shape = (workload.batch_size, *layer.input.shape[1:])
                 inputs.append(tf.random.stateless_normal(shape, [0, 1]))
 
         def body(step: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
