@@ -14,6 +14,7 @@ from keras_learned_lr.control.controller import (
     Controller,
     Decision,
     LearningController,
+    RemoteController,
 )
 from keras_learned_lr.control.optimizer import OptimizerLearningRate
 from keras_learned_lr.control.schedules import EverySteps
@@ -48,8 +49,9 @@ class LearnedLearningRate(keras.callbacks.Callback):
 
     Args:
         controller: The name of a shipped controller, a path, a `Controller`, a
-            TF-Agents `TFPolicy` or `PolicySaver` folder, or a `ControllerLearner`,
-            which then learns during `fit`.
+            `RestController` or `GrpcController`, a TF-Agents `TFPolicy` or
+            `PolicySaver` folder, or a `ControllerLearner`, which then learns during
+            `fit`.
         validation_data: What `fit` takes as `validation_data`. Without it the
             controller watches the training loss.
         validation_size: Examples of it that are looked at, drawn once; None for all.
@@ -165,6 +167,8 @@ class LearnedLearningRate(keras.callbacks.Callback):
                 "The model is not compiled. Call `model.compile(optimizer=..., "
                 "loss=...)` before `fit`."
             )
+        if isinstance(self.controller, RemoteController):
+            self.controller.connect()
         form = self._form()
         self._steps = self.params.get("steps")
         if self._validation_data is None:
@@ -260,6 +264,8 @@ class LearnedLearningRate(keras.callbacks.Callback):
             model,
             model.optimizer,
             model._loss_tracker,
+            # A server may have loaded another controller since.
+            *(form, self.controller.observation_spec),
             OptimizerLearningRate(model.optimizer).shares,
             *(model.steps_per_execution, model.jit_compile, model.run_eagerly),
             *(id(v) for v in model.trainable_variables),
@@ -317,7 +323,12 @@ class LearnedLearningRate(keras.callbacks.Callback):
             self._broken = True
             self._warn(f"A decision failed: {error} No more are made in this run.")
             return
-        if record.held:
+        if record.failure is not None:
+            self._warn(
+                f"The controller did not answer: {record.failure} The learning rate "
+                f"stays at {record.learning_rate:g} until it does."
+            )
+        elif record.held:
             self._warn(
                 "A loss or an action was not finite. The learning rate stays at "
                 f"{record.learning_rate:g}, the last under which losses were finite."

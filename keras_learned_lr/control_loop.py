@@ -7,11 +7,35 @@ import numpy as np
 import tensorflow as tf
 
 from keras_learned_lr.control.actions import ActionForm, ActionState
-from keras_learned_lr.control.controller import Controller, LearningController
+from keras_learned_lr.control.controller import (
+    Controller,
+    LearningController,
+    PolicyOutput,
+    RemoteController,
+    ServingError,
+)
 from keras_learned_lr.control.optimizer import OptimizerLearningRate
 from keras_learned_lr.observation.features import Memory, initial_memory, observe
 from keras_learned_lr.observation.probe import Probe
 from keras_learned_lr.observation.validation import ValidationLoss
+
+
+class Look(NamedTuple):
+    """What the controller is shown, and what the record keeps of it; float32 tensors.
+
+    Attributes:
+        observation: `[features]`, finite.
+        step: Training steps taken.
+        loss: Validation loss now (training loss where there is no validation data).
+        first_loss: The first such loss of the run.
+        finite: 1 if every loss of the window was finite, else 0.
+    """
+
+    observation: tf.Tensor
+    step: tf.Tensor
+    loss: tf.Tensor
+    first_loss: tf.Tensor
+    finite: tf.Tensor
 
 
 class Record(NamedTuple):
@@ -28,6 +52,7 @@ class Record(NamedTuple):
         held: Whether the action was overruled because a number was not finite.
         observation: float32 `[features]`.
         info: What the controller's policy said beside the action.
+        failure: Why the controller gave no answer, or None.
     """
 
     step: int
@@ -40,6 +65,7 @@ class Record(NamedTuple):
     held: bool
     observation: np.ndarray
     info: Any
+    failure: str | None = None
 
 
 class ControlLoop:
@@ -47,6 +73,10 @@ class ControlLoop:
 
     `start` a run, `decide` before its first step and whenever `next_decision` is due,
     `stop` at its end. The callback does this inside `model.fit`.
+
+    A decision has three steps, `observe`, `ask` and `set`. `decide` takes them in one
+    graph, or one by one where the controller is behind a server; so may anybody else:
+    `loop.set(look, loop.ask(look))` with `look = loop.observe()`.
 
     Args:
         model: The compiled and built model.
@@ -100,7 +130,10 @@ class ControlLoop:
             when_stale=self._take_back,
         )
         self._device = _device_of(model)
+        self._remote = isinstance(controller, RemoteController)
         self.decide_function = tf.function(self._decide, autograph=False)
+        self._observe_function = tf.function(self._observe, autograph=False)
+        self._set_function = tf.function(self._apply, autograph=False)
         self._eager = model.run_eagerly
 
     @property
@@ -153,44 +186,96 @@ class ControlLoop:
 
     def decide(self) -> Record:
         """Observes the window that ends now, asks the controller, sets the rate."""
-        # Before the first batch its shape is unknown: the one decision that comes
-        # earlier runs eagerly, so that the graph is traced once.
-        graph = self._probe.ready and not self._eager
-        packed, info = (self.decide_function if graph else self._decide)()
-        values = packed.numpy()
-        info = tf.nest.map_structure(lambda leaf: leaf.numpy()[0], info)
-        return Record(
-            step=int(values[0]),
-            learning_rate=float(values[1]),
-            factor=float(values[2]),
-            action=float(values[3]),
-            loss=float(values[4]),
-            first_loss=float(values[5]),
-            finite=bool(values[6]),
-            held=bool(values[7]),
-            observation=values[8:],
-            info=info,
-        )
+        if self._remote:
+            look = self.observe()
+            return self.set(look, self.ask(look))
+        packed, info = (self.decide_function if self._graph else self._decide)()
+        return _record(packed, info)
+
+    def observe(self) -> Look:
+        """Measures the window that ends now; the next one begins."""
+        return (self._observe_function if self._graph else self._observe)()
+
+    def ask(self, look: Look) -> PolicyOutput:
+        """Asks the controller for an action.
+
+        Returns:
+            Its answer to the one observation, batch size 1. Where a served controller
+            does not answer, the action is NaN, which `set` takes as "hold", and
+            `failure` says why.
+
+        Raises:
+            ServingError: If a served controller does not answer before step 1.
+        """
+        try:
+            return self._ask(look)
+        except ServingError as error:
+            if int(look.step) == 0:
+                raise
+            state = [v.read_value() for v in self._policy_state]
+            return PolicyOutput(tf.constant([float("nan")]), state, failure=str(error))
+
+    def set(self, look: Look, output: PolicyOutput) -> Record:
+        """Sets the learning rate that the answer stands for.
+
+        Args:
+            look: What `observe` returned.
+            output: What `ask` returned. An action that is not finite leaves the
+                learning rate at its last good value.
+        """
+        state = [tf.convert_to_tensor(value) for value in output.state]
+        action = tf.convert_to_tensor(output.action)
+        function = self._apply if self._eager else self._set_function
+        record = _record(function(look, action, state), output.info)
+        return record._replace(failure=output.failure)
 
     def _beginning(self) -> ActionState:
         default = self._default or self._optimizer.default
         return self._form.initial_state(default, *self._bounds)
 
+    @property
+    def _graph(self) -> bool:
+        # Before the first batch its shape is unknown: the one decision that comes
+        # earlier runs eagerly, so that the graph is traced once.
+        return self._probe.ready and not self._eager
+
     def _decide(self) -> tuple[tf.Tensor, Any]:
+        look = self._observe()
+        output = self._ask(look)
+        return self._apply(look, output.action, output.state), output.info
+
+    def _observe(self) -> Look:
         with tf.device(self._device):
-            state = ActionState(*(v.read_value() for v in self._action_state))
             statistics = self._probe.measure(
                 self._horizon.read_value(),
                 self._learning_rate.read_value(),
-                state.level,
-                state.default,
+                self._action_state.level.read_value(),
+                self._action_state.default.read_value(),
             )
             memory = Memory(*(v.read_value() for v in self._memory))
             observation, memory = observe(self._spec, statistics, memory)
+            _assign_all(self._memory, memory)
+            return Look(
+                observation,
+                statistics.step,
+                statistics.validation_loss,
+                memory.first_validation_loss,
+                statistics.finite,
+            )
+
+    def _ask(self, look: Look) -> PolicyOutput:
+        with tf.device(self._device):
+            state = [v.read_value() for v in self._policy_state]
+            return self._controller.act(look.observation[tf.newaxis], state)
+
+    def _apply(
+        self, look: Look, action: tf.Tensor, new_state: list[tf.Tensor]
+    ) -> tf.Tensor:
+        with tf.device(self._device):
+            state = ActionState(*(v.read_value() for v in self._action_state))
             policy_state = [v.read_value() for v in self._policy_state]
-            output = self._controller.act(observation[tf.newaxis], policy_state)
-            action = tf.reshape(output.action, [])
-            finite = statistics.finite > 0.5
+            action = tf.reshape(action, [])
+            finite = look.finite > 0.5
 
             # Where a number is not finite the action is overruled.
             follow = finite & tf.math.is_finite(action)
@@ -204,21 +289,19 @@ class ControlLoop:
             done = tf.where(follow, tf.clip_by_value(action, -1.0, 1.0), 0.0)
             _assign_all(self._action_state, moved)
             self._set(rate)
-            _assign_all(self._memory, memory._replace(previous_action=done))
-            _assign_all(
-                self._policy_state, map(_where_finite, output.state, policy_state)
-            )
+            self._memory.previous_action.assign(done)
+            _assign_all(self._policy_state, map(_where_finite, new_state, policy_state))
             packed = [
-                statistics.step,
+                look.step,
                 rate,
                 moved.level / state.level,
                 action,
-                statistics.validation_loss,
-                memory.first_validation_loss,
-                statistics.finite,
+                look.loss,
+                look.first_loss,
+                look.finite,
                 tf.cast(~follow, tf.float32),
             ]
-            return tf.concat([tf.stack(packed), observation], axis=0), output.info
+            return tf.concat([tf.stack(packed), look.observation], axis=0)
 
     def _follow_envelope(self, step: tf.Tensor) -> None:
         state = ActionState(*(v.read_value() for v in self._action_state))
@@ -232,6 +315,24 @@ class ControlLoop:
     def _set(self, rate: tf.Tensor) -> None:
         self._learning_rate.assign(rate)
         self._optimizer.assign(rate)
+
+
+def _record(packed: tf.Tensor, info: Any) -> Record:
+    # One copy from the device, whatever the number of features.
+    values = packed.numpy()
+    info = tf.nest.map_structure(lambda leaf: leaf.numpy()[0], info)
+    return Record(
+        step=int(values[0]),
+        learning_rate=float(values[1]),
+        factor=float(values[2]),
+        action=float(values[3]),
+        loss=float(values[4]),
+        first_loss=float(values[5]),
+        finite=bool(values[6]),
+        held=bool(values[7]),
+        observation=values[8:],
+        info=info,
+    )
 
 
 def _device_of(model: keras.Model) -> str | None:

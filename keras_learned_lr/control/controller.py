@@ -18,11 +18,30 @@ class PolicyOutput(NamedTuple):
         state: The controller's recurrent state after this decision, a list of float32
             `[batch, ...]` tensors; empty where it has none.
         info: What a learner needs beside the action to train on it; else empty.
+        failure: Why there is no answer (the action is NaN then), or None.
     """
 
     action: tf.Tensor
     state: list[tf.Tensor]
     info: Any = ()
+    failure: str | None = None
+
+
+class ServingError(RuntimeError):
+    """A served controller could not be reached, or answered what it must not.
+
+    Args:
+        message: What was asked, what came back, and what to do.
+        retriable: Whether the same request may succeed a moment later.
+        gone: Whether the server said that it does not have the model or the version.
+    """
+
+    def __init__(
+        self, message: str, retriable: bool = False, gone: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.retriable = retriable
+        self.gone = gone
 
 
 @runtime_checkable
@@ -42,6 +61,17 @@ class Controller(Protocol):
 
     def act(self, observation: tf.Tensor, state: list[tf.Tensor]) -> PolicyOutput:
         """Answers observations of shape `[batch, features]`; works inside a graph."""
+
+
+@runtime_checkable
+class RemoteController(Controller, Protocol):
+    """A controller behind a server: its `act` does not work inside a graph.
+
+    `act` raises `ServingError` where there is no answer.
+    """
+
+    def connect(self) -> None:
+        """Reads again what is served, for a run that is about to begin."""
 
 
 class Decision(NamedTuple):
