@@ -173,6 +173,31 @@ def _validation_line(record: dict[str, Any]) -> str:
     )
 
 
+@app.command()
+def export(
+    controller: Annotated[
+        str, typer.Argument(help="Name of a shipped controller, or a folder.")
+    ],
+    to: Annotated[
+        Path, typer.Option(help="Folder of the served model, as `base/learned_lr`.")
+    ],
+) -> None:
+    """Write a controller as the next version of a model for TensorFlow Serving."""
+    from keras_learned_lr.control.export import can_warm_up, export_version
+    from keras_learned_lr.control.model_card import read_card
+    from keras_learned_lr.controllers import as_controller
+    from keras_learned_lr.rehearsal import rehearse
+
+    try:
+        source: Any = as_controller(controller)
+        card = read_card(source.path) if hasattr(source, "path") else None
+        observations = rehearse(source).observations if can_warm_up() else None
+        facts = card["trained"] if card else {}
+        print(export_version(source, to, observations, facts))
+    except (ValueError, OSError) as error:
+        sys.exit(f"{error}")
+
+
 @benchmark_app.command("learning")
 def benchmark_learning(
     seeds: Annotated[

@@ -19,7 +19,8 @@ from helpers import (
 )
 
 from keras_learned_lr import AnchoredScaleFactor, load_controller, shipped_controllers
-from keras_learned_lr.control.export import FORMAT, export_controller
+from keras_learned_lr.control.description import FORMAT, describe
+from keras_learned_lr.control.export import export_controller
 from keras_learned_lr.observation.features import PUBLISHED
 
 KINDS = pytest.mark.parametrize("kind", [MLPController, RecurrentController])
@@ -100,9 +101,10 @@ def test_the_signature_serves(kind, tmp_path):
     named = {f"state_{i}": s for i, s in enumerate(states)}
     features = len(controller.observation_spec.names)
     answer = serve(observation=tf.zeros([2, features]), **named)
-    assert set(answer) == {"action", *named}
+    assert set(answer) == {"action", "factor", *named}
     assert answer["action"].shape == (2,)
-    told = json.loads(loaded.signatures["describe"]()["json"].numpy())
+    told = loaded.signatures["describe"](batch=tf.zeros([2], tf.int32))["json"]
+    told = json.loads(told.numpy()[1])
     assert told["format"] == FORMAT
     assert told["observation"]["names"] == list(controller.observation_spec.names)
 
@@ -225,8 +227,7 @@ class TestRefuses:
         told = changed
         if isinstance(changed, dict):
             good = load_controller(exported(path.with_name("good"), controller))
-            told = json.loads(good._model.signatures["describe"]()["json"].numpy())
-            told = json.dumps(told | changed)
+            told = json.dumps(json.loads(describe(good)) | changed)
         features = len(controller.observation_spec.names)
         module = tf.Module()
         module.kept = controller.variables
@@ -235,7 +236,7 @@ class TestRefuses:
             lambda observation: {"action": controller.act(observation, []).action},
             input_signature=signature,
         )
-        describe = tf.function(lambda: {"json": tf.constant(told)}, input_signature=[])
-        signatures = {"serving_default": serve, "describe": describe}
+        tell = tf.function(lambda: {"json": tf.constant(told)}, input_signature=[])
+        signatures = {"serving_default": serve, "describe": tell}
         tf.saved_model.save(module, str(path), signatures)
         return path

@@ -1,15 +1,15 @@
 """Controllers from a SavedModel: those that ship, and those that users export."""
 
-import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from keras_learned_lr.control.actions import ActionForm
 from keras_learned_lr.control.controller import PolicyOutput
-from keras_learned_lr.control.export import FORMAT, FORMAT_VERSION
-from keras_learned_lr.observation.features import ObservationSpec
+from keras_learned_lr.control.description import read_description
+from keras_learned_lr.control.model_card import check_files
+from keras_learned_lr.control.versions import latest_version
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 
@@ -20,61 +20,53 @@ class SavedModelController:
     A SavedModel is a program: load only what you trust.
 
     Args:
-        path: The folder that `export_controller` wrote.
+        path: The folder that `learner.export` wrote, or one with versions of a
+            controller, of which the latest is taken.
 
     Raises:
-        ValueError: If there is no SavedModel, it is no controller, or it was made for
-            another version of the observation or of the action form.
+        ValueError: If there is no SavedModel, it is no controller, it was made for
+            another version of the observation or of the action form, or its files
+            are not those that its model card names.
 
     Attributes:
+        path: The folder that was loaded.
         observation_spec: What it must be shown.
         action_form: What its actions mean, and when it decides.
+        variables: What it computes with.
     """
 
     def __init__(self, path: str | Path) -> None:
-        path = Path(path)
+        self.path = path = latest_version(Path(path))
         if not (path / "saved_model.pb").is_file():
             raise ValueError(
                 f"There is no SavedModel at {str(path)!r}. Pass the folder that "
                 "`learner.export(path)` wrote; it holds a `saved_model.pb`."
             )
+        where = f"The SavedModel at {str(path)!r}"
+        check_files(path)
         try:
             self._model = tf.saved_model.load(str(path))
             signatures = self._model.signatures
-            told = signatures["describe"]()["json"].numpy()
-            described = json.loads(told)
-            if described.get("format") != FORMAT:
-                raise KeyError("format")
             self._act = signatures["serving_default"]
+            told = tf.reshape(_ask(signatures["describe"])["json"], [-1])[0].numpy()
         except Exception as error:
             raise ValueError(
                 f"The SavedModel at {str(path)!r} is not a controller: it does not "
                 "answer `describe` as one that `learner.export(path)` wrote. "
                 f"({type(error).__name__}: {error})"
             ) from error
-        if described["format_version"] != FORMAT_VERSION:
-            raise ValueError(
-                f"The controller at {str(path)!r} is of format version "
-                f"{described['format_version']!r}; this keras_learned_lr reads "
-                f"{FORMAT_VERSION}. It was made with keras_learned_lr "
-                f"{described.get('made_with')!r}."
-            )
-        try:
-            self.observation_spec = ObservationSpec.from_config(
-                described["observation"]
-            )
-            self.action_form = ActionForm.from_config(described["action_form"])
-            self._state_shapes = [tuple(shape) for shape in described["state_shapes"]]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"The controller at {str(path)!r} describes itself incompletely. "
-                f"Received: {told!r}"
-            ) from error
+        self.observation_spec, self.action_form, self._state_shapes = read_description(
+            told, where
+        )
+        self.variables = list(self._act.variables)
         self._check(path)
 
     def initial_state(self, batch_size: int) -> list[tf.Tensor]:
-        """Returns zeros, one `[batch_size, ...]` tensor for each recurrent state."""
-        return [tf.zeros([batch_size, *shape]) for shape in self._state_shapes]
+        """Returns its state before the first decision, a list of `[batch_size, ...]`."""
+        if "initial_state" not in self._model.signatures:
+            return [tf.zeros([batch_size, *shape]) for shape in self._state_shapes]
+        told = _ask(self._model.signatures["initial_state"], batch_size)
+        return [told[f"state_{index}"] for index in range(len(self._state_shapes))]
 
     def act(self, observation: tf.Tensor, state: list[tf.Tensor]) -> PolicyOutput:
         """Answers observations of shape `[batch, features]`."""
@@ -105,9 +97,19 @@ class SavedModelController:
             )
 
 
+def _ask(signature: Any, batch_size: int = 1) -> dict[str, tf.Tensor]:
+    """Calls a signature that looks at nothing but the size of its batch."""
+    inputs = signature.structured_input_signature[1]
+    return signature(**{name: tf.zeros([batch_size], tf.int32) for name in inputs})
+
+
 def shipped_controllers() -> list[str]:
     """Returns the names of the controllers that ship with this package."""
-    return sorted(pb.parent.name for pb in PRETRAINED.glob("*/saved_model.pb"))
+    return sorted(
+        folder.name
+        for folder in PRETRAINED.glob("*")
+        if (latest_version(folder) / "saved_model.pb").is_file()
+    )
 
 
 def load_controller(name_or_path: str | Path) -> SavedModelController:
@@ -115,7 +117,8 @@ def load_controller(name_or_path: str | Path) -> SavedModelController:
 
     Args:
         name_or_path: A name of `shipped_controllers()`, or a folder that
-            `export_controller` wrote.
+            `learner.export` wrote or was given; of several versions the latest is
+            taken.
 
     Raises:
         ValueError: If it is neither.

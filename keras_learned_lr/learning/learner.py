@@ -11,6 +11,7 @@ from tensorflow.python.util import deprecation
 
 from keras_learned_lr.control.actions import ActionForm
 from keras_learned_lr.control.controller import Decision, PolicyOutput
+from keras_learned_lr.control.versions import MODEL_NAME
 from keras_learned_lr.learning import _tf_agents as tfa
 from keras_learned_lr.learning import checkpoints, sequences
 from keras_learned_lr.learning.agents import build_agent
@@ -326,11 +327,46 @@ class ControllerLearner:
             privileged=self.config.privileged,
         )
 
-    def export(self, path: str | Path, **options: Any) -> Any:
-        """Writes the greedy controller as a SavedModel; see `export_controller`."""
-        from keras_learned_lr.control.export import export_controller
+    def export(
+        self,
+        path: str | Path,
+        *,
+        name: str = MODEL_NAME,
+        observations: np.ndarray | None = None,
+        **facts: Any,
+    ) -> Path:
+        """Writes the greedy controller as the next version of a served model.
 
-        return export_controller(self.greedy(), path, **options)
+        Args:
+            path: The base folder; the export goes into `path/name/<version>`.
+            name: The model's name on a server.
+            observations: float32 `[decisions, features]`, of one run, for the warm-up
+                requests; by default those of a tiny training run that the controller
+                steers.
+            **facts: `tasks`, `steps`, `seeds` and `scores` for the model card; what is
+                not given is told as far as the learner knows it.
+
+        Returns:
+            The version's folder, a SavedModel; see `export_version`.
+        """
+        from keras_learned_lr.control.export import can_warm_up, export_version
+
+        greedy = self.greedy()
+        if observations is None and can_warm_up():
+            from keras_learned_lr.rehearsal import rehearse
+
+            observations = rehearse(greedy).observations
+        # Scores of the runs it learned from, for want of better ones.
+        returns = self.history.returns[-100:]
+        known = {
+            "steps": {
+                "episodes": len(self.history.returns),
+                "updates": len(self.history.updates),
+            },
+            "seeds": [self.config.seed],
+            "scores": {"mean_return": float(np.mean(returns))} if returns else None,
+        }
+        return export_version(greedy, Path(path) / name, observations, known | facts)
 
     def save(self, path: str | Path) -> None:
         """Writes everything that learning goes on from into the folder `path`.
