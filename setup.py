@@ -58,6 +58,14 @@ TRAIN = [
 # The meta-training tasks as a vector environment for other RL libraries.
 GYMNASIUM = ["gymnasium>=1.0,<2"]
 
+# Controllers behind TensorFlow Serving, and warm-up requests in an export.
+SERVING = [
+    "grpcio>=1.74,<2",
+    "httpx>=0.27,<1",
+    # Protos and stubs only; its TensorFlow is the one above.
+    "tensorflow-serving-api>=2.21,<2.22",
+]
+
 DEMO = [
     *CLI,
     *TRAIN,
@@ -73,6 +81,7 @@ BENCHMARK = [
 DEV = [
     *BENCHMARK,
     *GYMNASIUM,
+    *SERVING,
     "hypothesis>=6.100",
     # The benchmark's rivals are checked against its implementations.
     "optax>=0.2.5,<0.3",
@@ -83,6 +92,8 @@ DEV = [
     "pytest-xdist>=3.6",
     # One minor version: the formatter's style may change with the next.
     "ruff>=0.17,<0.18",
+    # Certificates for the tests of TLS, expired ones among them.
+    "trustme>=1.2,<2",
 ]
 
 setup(
@@ -111,6 +122,7 @@ setup(
         "gymnasium": GYMNASIUM,
         "demo": DEMO,
         "benchmark": BENCHMARK,
+        "serving": SERVING,
         "dev": DEV,
     },
     entry_points={"console_scripts": ["keras-learned-lr = keras_learned_lr.cli:main"]},

@@ -8,6 +8,8 @@ from keras_learned_lr.control.actions import (
     LogLearningRate,
     ScaleFactor,
 )
+from keras_learned_lr.control.controller import ServingError
+from keras_learned_lr.control.remote import GrpcController, RestController
 from keras_learned_lr.control.saved_model import load_controller, shipped_controllers
 from keras_learned_lr.observation.features import ObservationSpec
 from keras_learned_lr.plotting import plot_decisions
@@ -15,10 +17,13 @@ from keras_learned_lr.plotting import plot_decisions
 __all__ = [
     "AnchoredScaleFactor",
     "DirectLearningRate",
+    "GrpcController",
     "LearnedLearningRate",
     "LogLearningRate",
     "ObservationSpec",
+    "RestController",
     "ScaleFactor",
+    "ServingError",
     "__version__",
     "load_controller",
     "plot_decisions",

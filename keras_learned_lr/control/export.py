@@ -169,14 +169,16 @@ def _factor(
         name: observation[:, column] * FEATURES[name].scale
         for column, name in enumerate(controller.observation_spec.names)
     }
-    scales = isinstance(form, ScaleFactor)
-    shrinks = scales and form.width.initial != form.width.final
-    needed = "progress" if shrinks else None if scales else "log_level"
-    if needed is not None and needed not in seen:
-        return {}
     ones = tf.ones_like(action)
-    progress = 0.5 * (seen["progress"] + 1.0) if shrinks else 0.0 * ones
-    level = ones if scales else 10.0 ** seen["log_level"]
+    level, progress = ones, 0.0 * ones
+    if not isinstance(form, ScaleFactor):
+        if "log_level" not in seen:
+            return {}
+        level = 10.0 ** seen["log_level"]
+    elif form.width.initial != form.width.final:
+        if "progress" not in seen:
+            return {}
+        progress = 0.5 * (seen["progress"] + 1.0)
     state = form.initial_state(ones)._replace(
         level=level, low=0.0 * ones, high=float("inf") * ones
     )

@@ -62,7 +62,7 @@ class SavedModelController:
         self._check(path)
 
     def initial_state(self, batch_size: int) -> list[tf.Tensor]:
-        """Returns its state before the first decision, a list of `[batch_size, ...]`."""
+        """Returns the state before the first decision, each `[batch_size, ...]`."""
         if "initial_state" not in self._model.signatures:
             return [tf.zeros([batch_size, *shape]) for shape in self._state_shapes]
         told = _ask(self._model.signatures["initial_state"], batch_size)
