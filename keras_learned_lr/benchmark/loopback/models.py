@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.framework import types_pb2
 from tensorflow.python.util import deprecation
 from tensorflow_serving.apis import (
     get_model_status_pb2,
@@ -90,11 +91,13 @@ class Servable:
         for index, (key, proto) in enumerate(sorted(request.inputs.items())):
             info = signature.inputs[key]
             if proto.dtype != info.dtype:
-                expected, got = tf.as_dtype(info.dtype), tf.as_dtype(proto.dtype)
+                wanted_type, got = (
+                    types_pb2.DataType.Name(t).removeprefix("DT_").lower()
+                    for t in (info.dtype, proto.dtype)
+                )
                 raise StatusError(
                     "INVALID_ARGUMENT",
-                    f"Expects arg[{index}] to be {expected.name} but {got.name} is "
-                    "provided",
+                    f"Expects arg[{index}] to be {wanted_type} but {got} is provided",
                 )
             feeds[info.name] = self._parse(key, proto)
         fetches = [signature.outputs[output].name for output in wanted]
