@@ -19,6 +19,8 @@ MAX_RESPONSE_BYTES = 1 << 20
 # Of one request, with growing pauses between: 1.5 seconds at most.
 TRIES = 6
 FIRST_PAUSE = 0.05
+# Seconds that a request gets at least, however late it is.
+SHORTEST = 0.01
 
 T = TypeVar("T")
 
@@ -288,15 +290,13 @@ class RemoteClient:
     def _retry(self, once: Callable[[float], T], deadline: float) -> T:
         for again in range(TRIES):
             pause = FIRST_PAUSE * 2**again * self._random.uniform(0.5, 1.0)
-            left = deadline - time.monotonic()
             try:
-                if left <= 0:
-                    raise ServingError(f"{self._where} took too long to answer.")
-                return once(left)
+                return once(max(deadline - time.monotonic(), SHORTEST))
             except ServingError as error:
+                left = deadline - time.monotonic()
                 # While the server is away a run is not kept waiting for it.
                 last = again == TRIES - 1 or self._away
-                if last or not error.retriable or pause >= left:
+                if last or not error.retriable or left < pause + SHORTEST:
                     raise
             time.sleep(pause)
         raise AssertionError("not reached: the last try returns or raises")
