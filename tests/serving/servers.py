@@ -93,6 +93,7 @@ class Impostor:
 
         class Server(ThreadingHTTPServer):
             daemon_threads = True
+            sent = 0
 
             def handle_error(self, *_):
                 pass

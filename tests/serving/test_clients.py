@@ -85,7 +85,7 @@ def test_an_envelope_moves_between_the_answers(tmp_path):
             watch = RateAtEveryStep()
             fit(model(), [callback, watch])
             rates.append(watch.rates)
-    assert len(set(rates[0])) == len(rates[0])
+    assert len(set(rates[0])) > 8  # Of three decisions.
     np.testing.assert_allclose(rates[1], rates[0], rtol=1e-5)
 
 
@@ -216,7 +216,7 @@ class TestVersions:
             remote = connect(client, server)
             callback = rate(remote)
             swap = keras.callbacks.LambdaCallback(
-                on_train_batch_end=lambda batch, _: (
+                on_train_batch_end=lambda batch, logs: (
                     batch == 3 and self.swap(tmp_path, server)
                 )
             )

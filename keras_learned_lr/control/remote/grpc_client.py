@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 
 from keras_learned_lr.control.controller import ServingError
 from keras_learned_lr.control.remote.client import (
@@ -135,7 +136,7 @@ class GrpcController(RemoteClient):
                     told.model_spec.version.value,
                     read_signatures(signatures.signature_def),
                 )
-        except (ValueError, TypeError) as error:
+        except DecodeError as error:
             raise ServingError(
                 f"{self._where} describes its signatures in no known form: "
                 f"{short(str(error))}"

@@ -309,13 +309,14 @@ class _TooMuchError(Exception):
 def _read_url(url: Any) -> tuple[str, tuple[int | None, str | None]]:
     """Returns the model's URL, and version and label where it names them."""
     expected = "Expected http://HOST:8501/v1/models/NAME (or https)."
+    if not isinstance(url, str):
+        raise ValueError(f"{expected} Received: {url!r}")
     try:
         parts = urlsplit(url)
         port = parts.port
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"`url` is not a URL ({type(error).__name__}). {expected}"
-        ) from error
+    except ValueError as error:
+        # Not quoted: it may hold a password.
+        raise ValueError(f"{expected} Received what is no URL: {error}") from None
     if parts.username is not None or parts.password is not None:
         raise ValueError(
             "`url` must not hold credentials (it is not shown here, it would be in "
