@@ -198,6 +198,74 @@ def export(
         sys.exit(f"{error}")
 
 
+@app.command("serve-check")
+def serve_check(
+    url: Annotated[
+        str,
+        typer.Argument(
+            help="http(s)://HOST:8501/v1/models/NAME or grpc(s)://HOST:8500/NAME"
+        ),
+    ],
+    version: Annotated[int | None, typer.Option(help="Ask for this version.")] = None,
+    label: Annotated[str | None, typer.Option(help="Ask for this label.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds for one decision.")] = 1.0,
+    ca_file: Annotated[
+        str | None, typer.Option(help="PEM file of the authorities to trust.")
+    ] = None,
+    authorization_variable: Annotated[
+        str | None,
+        typer.Option(help="Environment variable with the authorization header."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check a running server: signature, spec, latency and a tiny fit."""
+    from keras_learned_lr.serve_check import check
+
+    headers = None
+    if authorization_variable is not None:
+        if authorization_variable not in os.environ:
+            sys.exit(f"The environment has no variable {authorization_variable!r}.")
+        headers = {"authorization": os.environ[authorization_variable]}
+    checks = check(
+        url,
+        version=version,
+        label=label,
+        timeout=timeout,
+        ca_file=ca_file,
+        headers=headers,
+    )
+    if as_json:
+        print(json.dumps([done._asdict() for done in checks]))
+    else:
+        for done in checks:
+            print(f"{'ok    ' if done.passed else 'FAILED'} {done.name}: {done.found}")
+    if not all(done.passed for done in checks):
+        raise typer.Exit(1)
+
+
+@benchmark_app.command("serving")
+def benchmark_serving(
+    controller: Annotated[
+        str | None, typer.Option(help="Name or folder; by default an untrained one.")
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(min=1, help="How long many trainings share the server.")
+    ] = 120.0,
+    fits: Annotated[int, typer.Option(min=0, help="Processes that train.")] = 8,
+    clients: Annotated[int, typer.Option(min=0, help="Clients beside them.")] = 56,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Decide locally, over REST and over gRPC; then many trainings on one server."""
+    from keras_learned_lr.benchmark import serving
+
+    report = serving.run(controller, seconds, fits, clients)
+    if as_json:
+        print(json.dumps(report))
+        return
+    for name, value in report.items():
+        print(f"{name.replace('_', ' ')}: {value}")
+
+
 @benchmark_app.command("learning")
 def benchmark_learning(
     seeds: Annotated[

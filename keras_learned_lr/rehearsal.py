@@ -46,18 +46,7 @@ def rehearse(
         seed: Seeds the data and the weights.
         callbacks: More callbacks for `fit`, after the controller's.
     """
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(EXAMPLES, FEATURES)).astype("float32")
-    y = np.argmax(x @ rng.normal(size=(FEATURES, CLASSES)), axis=1)
-    start = keras.initializers.GlorotUniform(seed)
-    model = keras.Sequential(
-        [
-            keras.Input((FEATURES,)),
-            keras.layers.Dense(16, "relu", kernel_initializer=start),
-            keras.layers.Dense(CLASSES, "softmax", kernel_initializer=start),
-        ]
-    )
-    model.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)
+    model, (x, y) = made_up_trainee(seed)
     split = EXAMPLES // 4 * 3
     rate = LearnedLearningRate(controller, validation_data=(x[split:], y[split:]))
     begun = time.perf_counter()
@@ -77,3 +66,34 @@ def rehearse(
         history.history["loss"],
         time.perf_counter() - begun,
     )
+
+
+def made_up_trainee(
+    seed: int = 0,
+) -> tuple[keras.Model, tuple[np.ndarray, np.ndarray]]:
+    """Returns a small compiled classifier, and made-up data for it.
+
+    Args:
+        seed: Seeds the data and the weights.
+
+    Returns:
+        The model, and x, float32 `[examples, features]`, with y, int64 `[examples]`.
+    """
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(EXAMPLES, FEATURES)).astype("float32")
+    y = np.argmax(x @ rng.normal(size=(FEATURES, CLASSES)), axis=1)
+    model = keras.Sequential(
+        [
+            keras.Input((FEATURES,)),
+            keras.layers.Dense(
+                16, "relu", kernel_initializer=keras.initializers.GlorotUniform(seed)
+            ),
+            keras.layers.Dense(
+                CLASSES,
+                "softmax",
+                kernel_initializer=keras.initializers.GlorotUniform(seed + 1),
+            ),
+        ]
+    )
+    model.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)
+    return model, (x, y)

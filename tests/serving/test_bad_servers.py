@@ -57,15 +57,18 @@ class TestAddress:
         place = f"127.0.0.1:{closed_port()}"
         with pytest.raises(ServingError, match=f"{place}.*(reached|UNAVAILABLE)"):
             if client == "grpc":
-                GrpcController(place)
+                GrpcController(place, connect_timeout=0.5)
             else:
-                RestController(f"http://{place}/v1/models/learned_lr")
+                url = f"http://{place}/v1/models/learned_lr"
+                RestController(url, connect_timeout=0.5)
 
     def test_of_the_other_api(self, server):
         with pytest.raises(ServingError, match="UNAVAILABLE"):
-            GrpcController(server.url.removeprefix("http://"), model="mlp")
+            target = server.url.removeprefix("http://")
+            GrpcController(target, model="mlp", connect_timeout=0.5)
         with pytest.raises(ServingError, match="broke off its answer"):
-            RestController(f"http://{server.target}/v1/models/mlp")
+            url = f"http://{server.target}/v1/models/mlp"
+            RestController(url, connect_timeout=0.5)
 
     @pytest.mark.parametrize(
         ("options", "match"),

@@ -221,8 +221,8 @@ class TestVersions:
                 )
             )
             with pytest.warns(UserWarning, match="version 2 sees or acts otherwise"):
-                fit(model(), [callback, swap], epochs=1)
-            assert callback.decisions["held"].tolist() == [False, False]
+                fit(model(), [callback, swap], epochs=2)
+            assert callback.decisions["held"].tolist() == [False, False, True, True]
             # The next run begins with the new one.
             fit(model(), [callback], epochs=1)
             names = list(callback.decisions["observation"])

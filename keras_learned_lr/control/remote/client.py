@@ -16,9 +16,8 @@ from keras_learned_lr.control.description import Description, read_description
 
 # A description is some kB and an answer some hundred bytes; nothing honest is larger.
 MAX_RESPONSE_BYTES = 1 << 20
-# Of one request, with growing pauses between: 1.5 seconds at most.
-TRIES = 6
-FIRST_PAUSE = 0.05
+# Seconds between two tries of a request.
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 # Seconds that a request gets at least, however late it is.
 SHORTEST = 0.01
 
@@ -68,7 +67,8 @@ class RemoteClient:
         version: Ask for this version, or None for the latest.
         label: Ask for the version with this label, or None.
         timeout: Seconds that a decision may take, all its tries together.
-        connect_timeout: Seconds for reading what is served.
+        connect_timeout: Seconds for reading what is served, waiting for the server
+            included.
 
     Attributes:
         observation_spec: What the controller must be shown.
@@ -288,18 +288,18 @@ class RemoteClient:
             raise ServingError(str(error)) from error
 
     def _retry(self, once: Callable[[float], T], deadline: float) -> T:
-        for again in range(TRIES):
-            pause = FIRST_PAUSE * 2**again * self._random.uniform(0.5, 1.0)
+        pause = FIRST_PAUSE
+        while True:
             try:
                 return once(max(deadline - time.monotonic(), SHORTEST))
             except ServingError as error:
                 left = deadline - time.monotonic()
                 # While the server is away a run is not kept waiting for it.
-                last = again == TRIES - 1 or self._away
-                if last or not error.retriable or left < pause + SHORTEST:
+                if not error.retriable or self._away or left < pause + SHORTEST:
                     raise
-            time.sleep(pause)
-        raise AssertionError("not reached: the last try returns or raises")
+            # Not all at once, where many wait for the same server.
+            time.sleep(pause * self._random.uniform(0.5, 1.0))
+            pause = min(2 * pause, LONGEST_PAUSE)
 
 
 _ONE = {"batch": np.zeros(1, np.int32)}

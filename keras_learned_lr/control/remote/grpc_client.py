@@ -45,7 +45,8 @@ class GrpcController(RemoteClient):
         version: A version to stay with; by default the latest that is served.
         label: A version label to ask for, as `stable` or `canary`.
         timeout: Seconds that one decision may take, all its tries together.
-        connect_timeout: Seconds for reading what is served.
+        connect_timeout: Seconds for reading what is served, waiting for the server
+            included.
         metadata: gRPC metadata, as `{"authorization": "Bearer ..."}`. Never logged.
         tls: Whether to speak TLS.
         ca_file: PEM file of the authorities to trust in place of gRPC's.

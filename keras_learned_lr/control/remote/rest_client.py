@@ -44,7 +44,8 @@ class RestController(RemoteClient):
         version: A version to stay with; by default the latest that is served.
         label: A version label to ask for, as `stable` or `canary`.
         timeout: Seconds that one decision may take, all its tries together.
-        connect_timeout: Seconds for reading what is served.
+        connect_timeout: Seconds for reading what is served, waiting for the server
+            included.
         headers: HTTP headers, as `{"Authorization": "Bearer ..."}`. Never logged.
         ca_file: PEM file of the authorities to trust in place of the system's.
         client_certificate: PEM files of a certificate and its key, for a server that
