@@ -23,7 +23,7 @@ from servers import (
     export,
     observations,
 )
-from test_loopback import CONFIG
+from test_loopback import config_of
 
 from keras_learned_lr import (
     AnchoredScaleFactor,
@@ -133,7 +133,7 @@ class TestVersions:
     def two(self, tmp_path_factory):
         folder = tmp_path_factory.mktemp("two")
         controllers = [export(folder, seed=seed) for seed in (1, 2)]
-        with LoopbackServer(config=CONFIG.format(folder=folder)) as server:
+        with LoopbackServer(config=config_of(folder)) as server:
             yield server, controllers
 
     @both

@@ -7,6 +7,7 @@ import httpx
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import ROOT
 from servers import export, observations
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
@@ -177,18 +178,14 @@ class TestGrpc:
             stubs[0].GetModelMetadata(request)
 
 
-CONFIG = """
-model_config_list {{
-  config {{
-    name: 'learned_lr'
-    base_path: '{folder}'
-    model_platform: 'tensorflow'
-    model_version_policy {{ specific {{ versions: 1 versions: 2 }} }}
-    version_labels {{ key: 'stable' value: 1 }}
-    version_labels {{ key: 'canary' value: 2 }}
-  }}
-}}
-"""
+# The model config of docs/serving.md, which has two versions and labels.
+DOCS = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+CONFIG = DOCS.split("```proto\n")[1].split("```")[0]
+
+
+def config_of(folder):
+    assert "'/models/learned_lr'" in CONFIG
+    return CONFIG.replace("/models/learned_lr", str(folder))
 
 
 class TestVersions:
@@ -242,10 +239,9 @@ class TestVersions:
             assert servable.warmed_up == 2 + 5 + 1
 
     def test_labels_of_a_config_file(self, http, tmp_path):
-        """The file of docs/serving.md."""
         for seed in (1, 2):
             export(tmp_path, seed=seed)
-        with LoopbackServer(config=CONFIG.format(folder=tmp_path)) as server:
+        with LoopbackServer(config=config_of(tmp_path)) as server:
             for label, version in (("stable", "1"), ("canary", "2")):
                 url = f"{server.url}/v1/models/learned_lr/labels/{label}/metadata"
                 assert http.get(url).json()["model_spec"]["version"] == version
