@@ -8,9 +8,6 @@ import pytest
 # `import servers` works here as `import helpers` does everywhere.
 sys.path.insert(0, str(Path(__file__).parent))
 
-pytest.importorskip("httpx")
-pytest.importorskip("tensorflow_serving")
-
 from servers import export  # noqa: E402
 
 from keras_learned_lr.benchmark.loopback import LoopbackServer  # noqa: E402

@@ -30,7 +30,7 @@ from keras_learned_lr import (
     load_controller,
 )
 from keras_learned_lr.cli import app
-from keras_learned_lr.control.export import export_controller
+from keras_learned_lr.control.export import export_controller, export_version
 from keras_learned_lr.control.model_card import FILE as CARD
 from keras_learned_lr.control.model_card import checksums
 from keras_learned_lr.control.schedules import EverySteps
@@ -60,8 +60,6 @@ class TestVersions:
     def test_written_at_once_do_not_overwrite_each_other(self, tmp_path):
         controller = MLPController()
         seen = observations(controller)
-        from keras_learned_lr.control.export import export_version
-
         threads = [
             threading.Thread(target=export_version, args=(controller, tmp_path, seen))
             for _ in range(3)
@@ -77,8 +75,6 @@ class TestVersions:
     def test_are_whole_or_not_there(self, tmp_path):
         broken = MLPController()
         broken.act = lambda *_: 1 / 0
-        from keras_learned_lr.control.export import export_version
-
         with pytest.raises(ZeroDivisionError):
             export_version(broken, tmp_path, observations(broken))
         assert list(tmp_path.iterdir()) == []
@@ -91,8 +87,6 @@ class TestVersions:
 
 class TestModelCard:
     def test_tells_training_spec_and_checksums(self, tmp_path):
-        from keras_learned_lr.control.export import export_version
-
         controller = RecurrentController(form=every(3))
         facts = {"tasks": ["digits"], "seeds": [0, 1], "scores": {"ratio": 0.97}}
         path = export_version(controller, tmp_path, observations(controller), facts)
@@ -125,8 +119,6 @@ class TestModelCard:
             load_controller(path)
 
     def test_tells_only_what_it_is_for(self, tmp_path):
-        from keras_learned_lr.control.export import export_version
-
         controller = MLPController()
         with pytest.raises(ValueError, match=r"Received: \['mood'\]"):
             export_version(controller, tmp_path, observations(controller), {"mood": 1})
@@ -145,8 +137,6 @@ def replay(path):
 
 @pytest.mark.parametrize("kind", [MLPController, RecurrentController])
 def test_the_warm_up_requests_are_those_of_a_run(kind, tmp_path):
-    from keras_learned_lr.control.export import export_version
-
     controller = kind(form=every(3))
     seen = observations(controller, 4)
     path = export_version(controller, tmp_path / "my_model", seen)
@@ -206,6 +196,34 @@ def test_a_controllers_own_first_state_is_kept(tmp_path):
         np.testing.assert_array_equal(got, expected)
 
 
+def test_a_learner_exports_versions_with_the_observations_of_a_run(tmp_path):
+    from keras_learned_lr.learning import ControllerLearner, LearnerConfig
+
+    learner = ControllerLearner(
+        LearnerConfig(network="lstm", hidden=(4,), lstm_size=4, seed=3)
+    )
+    path = learner.export(tmp_path, tasks=["digits"])
+    assert path == tmp_path / "learned_lr" / "1"
+    card = json.loads((path / CARD).read_text())
+    assert card["trained"]["tasks"] == ["digits"]
+    assert card["trained"]["seeds"] == [3]
+    assert card["trained"]["steps"] == {"episodes": 0, "updates": 0}
+    records = [r for r in replay(path) if r[0].model_spec.signature_name[0] == "s"]
+    seen = np.concatenate([inputs["observation"] for _, inputs, _ in records[:-1]])
+    names = learner.observation_spec.names
+    progress, first = (seen[:, names.index(n)] for n in ("progress", "first_decision"))
+    assert first.tolist() == [1.0] + [0.0] * (len(seen) - 1)
+    assert np.all(np.diff(progress) > 0)
+    loaded, greedy = load_controller(tmp_path), learner.greedy()
+    state = greedy.initial_state(len(seen))
+    np.testing.assert_allclose(
+        loaded.act(tf.constant(seen), state).action,
+        greedy.act(tf.constant(seen), state).action,
+        rtol=1e-4,
+        atol=1e-6,
+    )
+
+
 class TestCommand:
     def test_writes_the_next_version_of_what_it_is_given(self, tmp_path):
         controller = export(tmp_path / "source", "recurrent")
@@ -231,8 +249,6 @@ class TestCommand:
         assert len({r[1]["observation"].numpy().tobytes() for r in records[2:-1]}) > 3
 
     def test_keeps_what_the_card_told_of_the_training(self, tmp_path):
-        from keras_learned_lr.control.export import export_version
-
         controller = MLPController(form=every(3))
         facts = {"seeds": [3], "scores": {"ratio": 0.9}}
         export_version(controller, tmp_path / "a", observations(controller), facts)
