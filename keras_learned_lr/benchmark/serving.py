@@ -236,7 +236,10 @@ def _many(
         # However long the restart took, all see the server again.
         time.sleep(max(begun + seconds - back, 0.3 * seconds))
         end.touch()
-        done = [_finish_fit(process) for process in processes]
+        done = [
+            _finish_fit(process, folder / f"fit_{index}.log")
+            for index, process in enumerate(processes)
+        ]
         stop.set()
         for replay in replays:
             replay.join()
@@ -245,11 +248,15 @@ def _many(
             process.kill()
             process.wait()
         shutil.rmtree(folder)
-    good = [report for report in done if report is not None]
-    lost = len(done) - sum(not report["missing"] for report in good)
+    good = [report for report in done if isinstance(report, dict)]
+    lost = [f"fit {i}: {r}" for i, r in enumerate(done) if not isinstance(r, dict)]
+    lost += [f"fit {i}: missed decisions" for i, r in enumerate(good) if r["missing"]]
+    for index, replay in enumerate(replays):
+        lost += [f"client {index}: {reason}" for reason in replay.faults(back)]
     report: dict[str, Any] = {
         "runs": fits + clients,
-        "runs_lost": lost + sum(replay.lost for replay in replays),
+        "runs_lost": len(lost),
+        "lost": lost,
         "seconds": round(time.monotonic() - begun, 1),
         "seconds_without_server": round(back - killed, 1),
         "fits": sum(report["fits"] for report in good),
@@ -265,16 +272,17 @@ def _many(
 
 
 def _start_fit(address: str, index: int, end: Path) -> subprocess.Popen:
-    return subprocess.Popen(
-        [
-            *(sys.executable, "-m", "keras_learned_lr.benchmark.serving_run"),
-            *(address, str(1000 * index), str(end)),
-        ],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
+    with (end.parent / f"fit_{index}.log").open("w") as log:
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-m", "keras_learned_lr.benchmark.serving_run"),
+                *(address, str(1000 * index), str(end)),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
 
 
 def _wait_until_ready(processes: list[subprocess.Popen]) -> None:
@@ -284,13 +292,16 @@ def _wait_until_ready(processes: list[subprocess.Popen]) -> None:
             raise RuntimeError("A fit of the benchmark did not start.")
 
 
-def _finish_fit(process: subprocess.Popen) -> dict[str, Any] | None:
-    """Returns what a fit reports, None if it failed."""
+def _finish_fit(process: subprocess.Popen, log: Path) -> dict[str, Any] | str:
+    """Returns what a fit reports, or why it failed."""
     try:
         said, _ = process.communicate(timeout=START_SECONDS)
-        return json.loads(said) if process.returncode == 0 else None
-    except (subprocess.TimeoutExpired, ValueError):
-        return None
+        if process.returncode == 0:
+            return json.loads(said)
+        lines = log.read_text(errors="replace").splitlines()
+        return f"exit code {process.returncode}, {lines[-1] if lines else 'no word'}"
+    except (subprocess.TimeoutExpired, ValueError) as error:
+        return repr(error)
 
 
 class _Replay(threading.Thread):
@@ -315,29 +326,39 @@ class _Replay(threading.Thread):
             self._expected.append((output.action.numpy(), state))
             state = output.state
         self.seconds: list[float] = []
-        self.held = 0
-        # Until it has come to its end with an answer.
-        self.lost = True
+        self.held = self._asked = self._wrong = 0
+        self._last_answer = 0.0
 
     def run(self) -> None:
         """Asks until it is told to stop."""
-        wrong, answered, turn = False, False, 0
         while not self._stop_event.wait(self._random.uniform(0, 2 * MEAN_PAUSE)):
-            at = turn % len(self._observations)
-            turn += 1
+            at = self._asked % len(self._observations)
+            self._asked += 1
             expected, state = self._expected[at]
             seen = tf.constant(self._observations[at][np.newaxis])
             begun = time.perf_counter()
             try:
                 action = self._remote.act(seen, state).action.numpy()
-                self.seconds.append(time.perf_counter() - begun)
-                answered = True
-                wrong |= not np.allclose(action, expected, rtol=1e-4, atol=1e-5)
             except ServingError:
                 self.held += 1
-                answered = False
-        recorded = len(self.seconds) + self.held == turn
-        self.lost = wrong or not answered or not recorded
+                continue
+            self.seconds.append(time.perf_counter() - begun)
+            self._last_answer = time.monotonic()
+            self._wrong += not np.allclose(action, expected, rtol=1e-4, atol=1e-5)
+
+    def faults(self, back: float) -> list[str]:
+        """Returns what went wrong, but for the time that the server was away.
+
+        Args:
+            back: When it was back, on the monotonic clock.
+        """
+        if self._wrong:
+            return [f"{self._wrong} answers are not the controller's"]
+        if len(self.seconds) + self.held != self._asked:
+            return ["it broke off"]
+        if self._last_answer < back:
+            return ["it never found the server again"]
+        return []
 
 
 def _timed(function: Callable[[], Any]) -> float:
