@@ -203,15 +203,11 @@ class ControlLoop:
             Its answer to the one observation, batch size 1. Where a served controller
             does not answer, the action is NaN, which `set` takes as "hold", and
             `failure` says why.
-
-        Raises:
-            ServingError: If a served controller does not answer before step 1.
         """
         try:
             return self._ask(look)
         except ServingError as error:
-            if int(look.step) == 0:
-                raise
+            # Before step 1 too: it did answer when it was connected to.
             state = [v.read_value() for v in self._policy_state]
             return PolicyOutput(tf.constant([float("nan")]), state, failure=str(error))
 

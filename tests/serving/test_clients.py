@@ -323,6 +323,21 @@ class TestAway:
         assert all(map(np.array_equal, before, trainee.get_weights()))
         assert "train_step" not in trainee.__dict__
 
+    @both
+    def test_between_connecting_and_the_first_step_it_is_held(self, client, tmp_path):
+        export(tmp_path)
+        server = LoopbackServer(tmp_path)
+        callback = rate(connect(client, server, timeout=0.3))
+        gone = keras.callbacks.LambdaCallback(
+            on_train_begin=lambda logs: server.close()
+        )
+        trainee = model()
+        with pytest.warns(UserWarning, match="The controller did not answer"):
+            fit(trainee, [callback, gone])
+        assert callback.decisions["step"].tolist() == [0, 3, 6, 9]
+        assert callback.decisions["held"].all()
+        np.testing.assert_allclose(callback.decisions["learning_rate"], 0.1)
+
 
 class TestRetries:
     def test_what_can_be_retried_is(self, server, base):
