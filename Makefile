@@ -15,7 +15,7 @@ DEV_STAMP := $(VENV)/.dev-$(VERSION)
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format clean
+.PHONY: help demo controller test test-slow lint format clean
 .DELETE_ON_ERROR:
 
 # An environment of another Python version, or one that no longer runs, is built
@@ -37,6 +37,9 @@ help: ## Show the targets.
 
 demo: $(DEMO_STAMP) ## Install what the demo needs and run it.
 	$(BIN)/keras-learned-lr demo
+
+controller: $(DEMO_STAMP) ## Train the controller that ships from nothing, or go on: hours.
+	$(BIN)/keras-learned-lr train default --to runs/default --resume
 
 test: lint ## Lint, check types and run the tests, except the slow ones.
 	$(PYTEST)

@@ -139,7 +139,7 @@ class MetaTraining:
         last = progress.round == config.rounds
         if progress.round % config.evaluate_every == 0 or last:
             record["validation"] = dataclasses.asdict(self.evaluate())
-            self._keep_if_best(record["validation"]["ratio"])
+            self._keep_if_best(record["validation"])
             seconds["evaluate"] = time.perf_counter() - learned
         for name, spent in seconds.items():
             progress.seconds[name] += spent
@@ -164,13 +164,28 @@ class MetaTraining:
         return self._exams
 
     def export_best(self) -> Path:
-        """Exports the best learner so far as `controller` in the folder.
+        """Exports the best learner so far into `controller`, with its model card.
+
+        Returns:
+            The folder written; see `ControllerLearner.export`.
 
         Raises:
             ValueError: If none was evaluated yet.
         """
         best = ControllerLearner.load(self.folder / BEST)
-        return best.export(self.folder / "controller")
+        mark = json.loads((self.folder / BEST / STATE).read_text(encoding="utf-8"))
+        config = self.config
+        return best.export(
+            self.folder / "controller",
+            tasks=[template.name for template in config.templates("training")],
+            steps={
+                "rounds": mark["round"],
+                "trainee_steps": mark["trainee_steps"],
+                "minutes": round(mark["minutes"], 1),
+            },
+            seeds=[config.seed],
+            scores={"validation": mark["validation"]},
+        )
 
     # The folder.
 
@@ -248,15 +263,20 @@ class MetaTraining:
         self.progress = Progress(**state)
         self.learner.restore(checkpoint)
 
-    def _keep_if_best(self, ratio: float) -> None:
-        progress = self.progress
+    def _keep_if_best(self, marks: dict[str, Any]) -> None:
+        progress, ratio = self.progress, marks["ratio"]
         if not ratio < progress.best_ratio:
             return
         progress.best_round, progress.best_ratio = progress.round, ratio
         unfinished = self.folder / f"{BEST}.new"
         shutil.rmtree(unfinished, ignore_errors=True)
         self.learner.save(unfinished)
-        mark = {"round": progress.round, "ratio": ratio}
+        mark = {
+            "round": progress.round,
+            "trainee_steps": progress.trainee_steps,
+            "minutes": sum(progress.seconds.values()) / 60,
+            "validation": marks,
+        }
         (unfinished / STATE).write_text(json.dumps(mark), encoding="utf-8")
         old = self.folder / f"{BEST}.old"
         shutil.rmtree(old, ignore_errors=True)

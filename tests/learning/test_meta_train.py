@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_learned_lr.control.saved_model import load_controller
+from keras_learned_lr.control.schedules import GeometricPerRun
 from keras_learned_lr.learning import MetaTrainConfig, MetaTraining, read_config
 from keras_learned_lr.learning.meta_config import SHIPPED
 
@@ -80,7 +82,12 @@ def test_a_run_killed_three_times_ends_with_the_weights_of_one_that_was_not(tmp_
     assert [
         {k: v for k, v in record.items() if k not in drop} for record in log(killed)
     ] == [{k: v for k, v in record.items() if k not in drop} for record in log(whole)]
-    assert (killed / "controller" / "saved_model.pb").is_file()
+    controller = load_controller(killed / "controller")
+    assert controller.action_form.schedule == GeometricPerRun(6)
+    card = json.loads((controller.path / "model_card.json").read_text())
+    assert card["trained"]["tasks"] == ["training/mixtures_sgd"]
+    best = [r for r in log(killed) if r["round"] == card["trained"]["steps"]["rounds"]]
+    assert card["trained"]["scores"]["validation"] == best[0]["validation"]
     assert list((killed / "tensorboard").iterdir())
     assert not list(killed.glob("*.new"))
 
