@@ -19,13 +19,21 @@ from keras_learned_lr.control.actions import (
     ScaleFactor,
     Width,
 )
-from keras_learned_lr.control.schedules import EverySteps, Geometric, PerRun
+from keras_learned_lr.control.schedules import (
+    EverySteps,
+    Geometric,
+    GeometricPerRun,
+    PerRun,
+)
 
 FORMS = {
     "scale": ScaleFactor(),
     "scale-wide": ScaleFactor(width=Width(3.0, 0.2, 0.3), range_decades=2.0),
     "anchored": AnchoredScaleFactor(),
     "anchored-even": AnchoredScaleFactor(schedule=PerRun(7)),
+    "anchored-flat": AnchoredScaleFactor(
+        schedule=GeometricPerRun(), envelope="trapezoid"
+    ),
     "log": LogLearningRate(range_decades=3.0),
     "direct": DirectLearningRate(largest=5.0),
     "direct-annealed": DirectLearningRate(envelope="cosine"),
@@ -180,6 +188,14 @@ class TestAnchored:
         assert float(rate) == pytest.approx(0.01 * share, rel=1e-4)
         assert float(state.level) == pytest.approx(0.01, rel=1e-6)
 
+    @pytest.mark.parametrize(
+        ("step", "share"), [(0, 1.0), (80, 1.0), (90, 0.5005), (99, 0.05095)]
+    )
+    def test_the_trapezoid_comes_down_over_the_last_fifth(self, step, share):
+        form = AnchoredScaleFactor(envelope="trapezoid")
+        _, rate = take(form, form.initial_state(0.01), 0.0, step=step)
+        assert float(rate) == pytest.approx(0.01 * share, rel=1e-4)
+
     def test_the_factor_moves_the_level_and_not_what_is_left_of_it(self):
         form = AnchoredScaleFactor(width=Width(1.0, 1.0))
         state, _ = take(form, form.initial_state(0.01), 1.0, step=50)
@@ -228,6 +244,8 @@ class TestBounds:
         lambda: Width(initial=-1.0),
         lambda: EverySteps(0),
         lambda: PerRun(0),
+        lambda: GeometricPerRun(0),
+        lambda: GeometricPerRun(density=0.0),
         lambda: Geometric(growth=-0.1),
         lambda: Geometric(minimum=0),
         lambda: Geometric(largest_share=0.0),
@@ -265,14 +283,35 @@ class TestSchedules:
         assert np.all(np.diff(windows) >= 0)
         assert max(windows) == 400
 
-    @pytest.mark.parametrize("schedule", [EverySteps(3), PerRun(9), Geometric()])
+    def test_geometric_per_run_meets_a_short_run_as_it_meets_a_long_one(self):
+        schedule = GeometricPerRun(24, density=4.0)
+        long, short = self.steps(schedule, 100_000), self.steps(schedule, 1_000)
+        assert len(long) == len(short) == 24
+        np.testing.assert_allclose(
+            np.array(short) / 1e3, np.array(long) / 1e5, atol=1e-3
+        )
+        # Each window is e^(4 / 24) times as long as the one before.
+        windows = np.diff(long)
+        np.testing.assert_allclose(
+            windows[1:] / windows[:-1], np.exp(4 / 24), rtol=0.01
+        )
+
+    def test_geometric_per_run_of_few_steps(self):
+        due = self.steps(GeometricPerRun(24), 20)
+        assert due[:4] == [0, 1, 2, 3] and len(due) < 20
+
+    @pytest.mark.parametrize(
+        "schedule", [EverySteps(3), PerRun(9), Geometric(), GeometricPerRun()]
+    )
     @pytest.mark.parametrize("horizon", [1, 2, 50, 10**7])
     def test_every_schedule_moves_on(self, schedule, horizon):
         """Also from steps at which no decision was due."""
         for step in range(0, horizon, max(1, horizon // 50)):
             assert schedule.next_step(step, horizon) > step
 
-    @pytest.mark.parametrize("schedule", [EverySteps(3), PerRun(9), Geometric()])
+    @pytest.mark.parametrize(
+        "schedule", [EverySteps(3), PerRun(9), Geometric(), GeometricPerRun()]
+    )
     def test_a_form_carries_it(self, schedule):
         form = dataclasses.replace(ScaleFactor(), schedule=schedule)
         assert ActionForm.from_config(form.to_config()).schedule == schedule

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_learned_lr.benchmark import envelopes, meta_training
+from keras_learned_lr.control.actions import ENVELOPES
 from keras_learned_lr.control.saved_model import load_controller
 from keras_learned_lr.control.schedules import GeometricPerRun
 from keras_learned_lr.learning import MetaTrainConfig, MetaTraining, read_config
@@ -124,6 +126,29 @@ def test_a_run_learns_and_reports_where_its_time_goes(tmp_path, config):
     horizon = progress.trainee_steps / 16 / 6
     assert config.shortest_horizon <= horizon <= config.longest_horizon
     assert all(progress.seconds[name] > 0 for name in ("collect", "learn", "evaluate"))
+
+
+def test_the_benchmark_marks_last_weights_beside_its_controls(tmp_path):
+    results = tmp_path / "results.jsonl"
+    report = meta_training.run(1, str(TINY), tmp_path / "runs", results)
+    (row,) = report["seeds"]
+    assert row["rounds"] == 6 and row["trainee_steps"] > 0
+    ratios = [row[name]["ratio"] for name in ("trained", "open_loop", "untrained")]
+    assert len(set(ratios)) == 3
+    # What is in the file is not run again.
+    before = results.read_text()
+    assert meta_training.run(1, str(TINY), tmp_path / "none", results) == report
+    assert results.read_text() == before and not (tmp_path / "none").exists()
+
+
+def test_the_envelopes_are_compared_at_their_best_levels(tmp_path):
+    results = tmp_path / "results.jsonl"
+    (row,) = envelopes.run(("mixtures_sgd",), (30,), results)
+    ratios = row["ratios"]
+    assert ratios.keys() == ENVELOPES.keys()
+    assert ratios["cosine"] == 1.0
+    assert 0.5 < ratios["trapezoid"] < 1.5 and ratios["trapezoid"] != 1.0
+    assert envelopes.run(("mixtures_sgd",), (30,), results) == [row]
 
 
 @pytest.mark.parametrize("file", sorted(SHIPPED.glob("*.toml")), ids=lambda f: f.stem)
