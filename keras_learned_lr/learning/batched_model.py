@@ -1,5 +1,6 @@
 """One Keras model, called with other weights for each trainee of a batch."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -82,6 +83,13 @@ class BatchedModel:
     def walked(self) -> bool:
         """Whether the model is called layer by layer and not as a whole."""
         return self._graph is not None
+
+    @property
+    def largest_output(self) -> int:
+        """Elements of the largest output of a layer for one example; 0 if not known."""
+        layers = self._graph.layers if self.walked else []
+        outputs = keras.tree.flatten([layer.output for layer in layers])
+        return max((math.prod(x.shape[1:]) for x in outputs), default=0)
 
     def __call__(
         self,

@@ -1,4 +1,4 @@
-"""Runs a function of many trainees through XLA, a few of them at a time."""
+"""Runs a function of many trainees on a few of them at a time."""
 
 import math
 import os
@@ -11,21 +11,26 @@ import tensorflow as tf
 SHARD_BYTES = 1_000_000
 # XLA mostly keeps to one core a call; more shards than cores even out who waits.
 SHARDS_A_CORE = 2
+# Without XLA, so many at once of the trainees of which one alone overflows a cache.
+LARGE_TRAINEES = 8
 
 
 class InShards:
-    """A function of a batch of trainees, compiled for a part of them.
+    """A function of a batch of trainees, called for parts of them at the same time.
 
     Args:
         function: `(shared, own) -> results`. Of `own` and of the results, every tensor
             that is not a scalar has the trainees along its first axis, and none of
-            them depends on another's. Values that its graph needs while it is built
-            (begins of slices, shapes) must be Python's, or XLA compiles it again for
-            each.
+            them depends on another's.
+        compiled: Whether XLA compiles it. Values that its graph needs while it is built
+            (begins of slices, shapes) must then be Python's, or it is compiled again
+            for each.
     """
 
-    def __init__(self, function: Callable[[Any, Any], Any]) -> None:
-        self._function = tf.function(function, autograph=False, jit_compile=True)
+    def __init__(
+        self, function: Callable[[Any, Any], Any], compiled: bool = True
+    ) -> None:
+        self._function = tf.function(function, autograph=False, jit_compile=compiled)
 
     @property
     def traces(self) -> int:
@@ -61,7 +66,23 @@ def number_of_shards(trainees: int, bytes_each: int) -> int:
     wanted = max(
         SHARDS_A_CORE * (os.cpu_count() or 1), trainees * bytes_each / SHARD_BYTES
     )
-    divisors = [n for n in range(1, trainees + 1) if trainees % n == 0]
+    return _nearest_divisor(trainees, wanted)
+
+
+def number_of_plain_shards(trainees: int, bytes_each: int) -> int:
+    """Returns the same for calls that XLA does not compile.
+
+    Args:
+        trainees: How many there are.
+        bytes_each: The largest output of a layer for one of them.
+    """
+    if bytes_each <= SHARD_BYTES:
+        return 1
+    return _nearest_divisor(trainees, LARGE_TRAINEES)
+
+
+def _nearest_divisor(number: int, wanted: float) -> int:
+    divisors = [n for n in range(1, number + 1) if number % n == 0]
     return min(divisors, key=lambda n: abs(math.log(n / wanted)))
 
 

@@ -17,7 +17,11 @@ from keras_learned_lr.control.actions import ActionForm, ActionState
 from keras_learned_lr.learning import optimizers, window
 from keras_learned_lr.learning.batched_model import BatchedModel, Layout
 from keras_learned_lr.learning.gradients import WAYS, LossAndGradients, batch_loss
-from keras_learned_lr.learning.shards import InShards, number_of_shards
+from keras_learned_lr.learning.shards import (
+    InShards,
+    number_of_plain_shards,
+    number_of_shards,
+)
 from keras_learned_lr.observation.features import (
     Memory,
     ObservationSpec,
@@ -169,7 +173,8 @@ class Trainees:
         self._dtype = tf.as_dtype(keras.config.floatx())
         # Fused into one pass over memory: measured to save a third of a step.
         self._update = tf.function(self._updated, autograph=False, jit_compile=True)
-        self._shards = InShards(self._shard)
+        compiled = self._gradients.way == "compiled"
+        self._in_shards = InShards(self._shard, compiled)
         self.begin = tf.function(self._begin, autograph=False)
         self.advance = tf.function(self._advance, autograph=False)
 
@@ -305,16 +310,24 @@ class Trainees:
         self, members: Members, state: TraineesState, steps: tf.Tensor
     ) -> tuple[TraineesState, tf.Tensor]:
         """Trains for a window; returns its losses as `note_losses` keeps them."""
-        if self._gradients.way != "compiled":
+        shards = self._number_of_shards(members, state)
+        if shards == 1 and self._gradients.way != "compiled":
             return self._take_steps(members, state, steps)
         data = (members.inputs, members.targets)
         own = (members._replace(inputs=(), targets=()), state, steps)
-        large = (state.parameters, *state.optimizer.slots)
-        shards = number_of_shards(
-            state.alive.shape[0], sum(x.dtype.size * x.shape[1] for x in large)
-        )
-        state, losses = self._shards(data, own, shards)
+        state, losses = self._in_shards(data, own, shards)
         return state, tf.transpose(losses)
+
+    def _number_of_shards(self, members: Members, state: TraineesState) -> int:
+        trainees, _, examples = members.order.shape
+        if self._gradients.way == "compiled":
+            large = (state.parameters, *state.optimizer.slots)
+            each = sum(x.dtype.size * x.shape[1] for x in large)
+            return number_of_shards(trainees, each)
+        if self._gradients.way == "looped":
+            return 1
+        each = examples * self._model.largest_output * self._dtype.size
+        return number_of_plain_shards(trainees, each)
 
     def _shard(
         self,

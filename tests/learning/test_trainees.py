@@ -7,10 +7,14 @@ import tensorflow as tf
 import trainee_helpers as helpers
 
 from keras_learned_lr.control.actions import AnchoredScaleFactor, ScaleFactor
-from keras_learned_lr.learning import batched_layers, reference
+from keras_learned_lr.learning import batched_layers, reference, shards
 from keras_learned_lr.learning.batched_model import BatchedModel, Layout
 from keras_learned_lr.learning.optimizers import make_settings
-from keras_learned_lr.learning.shards import InShards, number_of_shards
+from keras_learned_lr.learning.shards import (
+    InShards,
+    number_of_plain_shards,
+    number_of_shards,
+)
 from keras_learned_lr.learning.trainees import Template, Trainees
 from keras_learned_lr.observation.features import DEFAULT, PUBLISHED, ObservationSpec
 
@@ -149,6 +153,21 @@ def test_shards_divide_the_trainees_and_fit_a_cache():
     assert number_of_shards(64, 10**6) == 64
     for trainees in (3, 7, 30):
         assert trainees % number_of_shards(trainees, 100) == 0
+    assert number_of_plain_shards(128, 1000) == 1
+    assert number_of_plain_shards(128, 10**7) == 8
+    assert number_of_plain_shards(5, 10**7) == 5
+
+
+def test_one_large_trainee_at_a_time(monkeypatch):
+    results = []
+    for limit, traces in ((shards.SHARD_BYTES, 0), (1000, 1)):
+        monkeypatch.setattr(shards, "SHARD_BYTES", limit)
+        _, _, members, engine = _engine("cnn")
+        state, _ = engine.begin(members)
+        state, _ = engine.advance(members, state, tf.zeros(3), _steps(4))
+        assert engine._in_shards.traces == traces
+        results.append(state.parameters)
+    np.testing.assert_allclose(*results, rtol=1e-4, atol=1e-5)
 
 
 def test_a_masked_trainee_is_a_narrower_model():
