@@ -314,8 +314,11 @@ class Trainees:
         if shards == 1 and self._gradients.way != "compiled":
             return self._take_steps(members, state, steps)
         data = (members.inputs, members.targets)
-        own = (members._replace(inputs=(), targets=()), state, steps)
-        state, losses = self._in_shards(data, own, shards)
+        # The last window's update is not needed here, and as large as the weights.
+        own = state._replace(previous_update=tf.zeros(()))
+        rest = (members._replace(inputs=(), targets=()), own, steps)
+        trained, losses = self._in_shards(data, rest, shards)
+        state = trained._replace(previous_update=state.previous_update)
         return state, tf.transpose(losses)
 
     def _number_of_shards(self, members: Members, state: TraineesState) -> int:
@@ -332,10 +335,10 @@ class Trainees:
     def _shard(
         self,
         data: tuple[tf.Tensor, tf.Tensor],
-        own: tuple[Members, TraineesState, tf.Tensor],
+        rest: tuple[Members, TraineesState, tf.Tensor],
     ) -> tuple[TraineesState, tf.Tensor]:
         """Trains some of the trainees; returns their losses by trainee."""
-        members, state, steps = own
+        members, state, steps = rest
         members = members._replace(inputs=data[0], targets=data[1])
         state, losses = self._take_steps(members, state, steps)
         return state, tf.transpose(losses)
