@@ -414,8 +414,6 @@ def benchmark_quality(
         plan = command.make_plan(
             _names(tasks), _names(methods), seeds, quick, controller, steps
         )
-        if plan.controller is None:
-            told.print("No controller ships yet and none was given: rivals only.")
         made = command.run(
             plan, results, report, report_only, lambda line: told.print(line)
         )

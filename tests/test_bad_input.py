@@ -152,10 +152,6 @@ class TestNames:
         with pytest.raises(ValueError, match="no SavedModel at"):
             LearnedLearningRate(tmp_path)
 
-    def test_of_the_default_controller_until_one_ships(self):
-        with pytest.raises(ValueError, match="(?s)'default'.*none ships.*Train one"):
-            LearnedLearningRate()
-
     @pytest.mark.parametrize("value", [None, 3, 0.1, GraphController, lambda o: o])
     def test_of_no_controller_at_all(self, value):
         with pytest.raises(TypeError, match="`controller` must be.*Received: "):

@@ -130,7 +130,7 @@ def load_controller(name_or_path: str | Path) -> SavedModelController:
         return SavedModelController(name_or_path)
     raise ValueError(
         f"Unknown controller: {str(name_or_path)!r}. It is neither one that ships "
-        f"({', '.join(shipped) or 'none ships with this version yet'}) nor a folder. "
+        f"({', '.join(shipped)}) nor a folder. "
         "Train one with `keras_learned_lr.learning.ControllerLearner`, export it with "
         "`learner.export(path)`, and pass that path."
     )
