@@ -31,7 +31,7 @@ def answers(controller, batch=3, steps=4):
     seen = np.random.default_rng(0).uniform(-1, 1, (steps, batch, 2))
     state, actions = controller.initial_state(batch), []
     for observation in seen.astype(np.float32):
-        action, state, _ = controller.act(tf.constant(observation), state)
+        action, state, *_ = controller.act(tf.constant(observation), state)
         assert action.shape == (batch,)
         actions.append(np.asarray(action))
     return np.array(actions)
