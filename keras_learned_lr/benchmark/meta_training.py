@@ -5,10 +5,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import tensorflow as tf
-
 from keras_learned_lr.learning import ControllerLearner, MetaTraining, read_config
-from keras_learned_lr.learning.evaluation import examine, open_loop, set_exams
+from keras_learned_lr.learning.evaluation import (
+    examine,
+    greedy_act,
+    open_loop,
+    set_exams,
+)
 
 # Tasks of the validation families that no run has looked at while it was training.
 EXAM_SEED = 77
@@ -44,7 +47,7 @@ def run(
     for seed in range(seeds):
         if seed in done:
             continue
-        done[seed] = _one_seed(seed, config, folder / f"{config}-{seed}")
+        done[seed] = _one_seed(seed, config, folder / f"{Path(config).stem}-{seed}")
         if results is not None:
             with results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(done[seed]) + "\n")
@@ -78,12 +81,6 @@ def _one_seed(seed: int, config: str, folder: Path) -> dict[str, Any]:
         ("untrained", untrained, examine),
     ):
         controller = learner.greedy()
-        act = tf.function(
-            lambda observation, state, controller=controller: controller.act(
-                observation, state
-            )[:2],
-            autograph=False,
-        )
-        found = marks(exams, act, controller.initial_state)
+        found = marks(exams, greedy_act(controller), controller.initial_state)
         row[name] = dataclasses.asdict(found)
     return row

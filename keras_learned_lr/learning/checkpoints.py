@@ -45,15 +45,20 @@ def save(learner: "ControllerLearner", folder: Path) -> None:
         "updates": learner.history.updates,
         "episode": learner.recorder.to_config(),
     }
-    unfinished = folder / f"{INDEX}.new"
-    with unfinished.open("w", encoding="utf-8") as file:
-        json.dump(state, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, folder / INDEX)
+    replace_text(folder / INDEX, json.dumps(state, indent=1))
     for tensors in folder.glob("tensors-*"):
         if tensors.name.partition(".")[0] != prefix:
             tensors.unlink()
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file beside the old one and renames it: a kill leaves one of the two."""
+    unfinished = path.with_name(f"{path.name}.new")
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
 
 
 def restore(learner: "ControllerLearner", folder: Path) -> None:

@@ -149,6 +149,14 @@ def run_controller(
     return scores(batch, now), seen
 
 
+def greedy_act(controller: Any) -> Act:
+    """Returns how a controller acts, as a tf.function; see `run_controller`."""
+    return tf.function(
+        lambda observation, state: controller.act(observation, state)[:2],
+        autograph=False,
+    )
+
+
 def examine(
     exams: Sequence[Exam], act: Act, initial_state: Callable[[int], list[tf.Tensor]]
 ) -> Result:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_learned_lr.learning.checkpoints import replace_text
 from keras_learned_lr.learning.collect import collect_episode
-from keras_learned_lr.learning.evaluation import examine, set_exams
+from keras_learned_lr.learning.evaluation import examine, greedy_act, set_exams
 from keras_learned_lr.learning.learner import ControllerLearner
 from keras_learned_lr.learning.meta_config import MetaTrainConfig
 from keras_learned_lr.learning.task_stream import TaskStream, make_environment
@@ -79,10 +80,7 @@ class MetaTraining:
         policy = self.learner.collect_policy
         self._act = tf.function(policy.action, autograph=False)
         self._greedy = self.learner.greedy()
-        self._greedy_act = tf.function(
-            lambda observation, state: self._greedy.act(observation, state)[:2],
-            autograph=False,
-        )
+        self._greedy_act = greedy_act(self._greedy)
         self._exams: list[Any] | None = None
         if (checkpoint := self._checkpoint()) is not None:
             self._restore(checkpoint)
@@ -235,9 +233,7 @@ class MetaTraining:
                     f"The run in {self.folder} has another {', '.join(different)}. "
                     "Resume it with the config it was started with."
                 )
-        unfinished = file.with_suffix(".new")
-        unfinished.write_text(json.dumps(own, indent=1), encoding="utf-8")
-        os.replace(unfinished, file)
+        replace_text(file, json.dumps(own, indent=1))
 
     def _checkpoint(self) -> Path | None:
         found = self.folder.glob("checkpoint-[0-9]*")
@@ -248,15 +244,19 @@ class MetaTraining:
         """Writes a checkpoint beside the last and renames it when it is whole."""
         old = self._checkpoint()
         target = self.folder / f"checkpoint-{self.progress.round}"
-        unfinished = self.folder / "checkpoint.new"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        self.learner.save(unfinished)
-        state = json.dumps(dataclasses.asdict(self.progress), indent=1)
-        (unfinished / STATE).write_text(state, encoding="utf-8")
+        unfinished = self._write("checkpoint", dataclasses.asdict(self.progress))
         if target != old:
             os.replace(unfinished, target)
             if old is not None:
                 shutil.rmtree(old)
+
+    def _write(self, name: str, state: dict[str, Any]) -> Path:
+        """Writes learner and state into `name.new`, to be renamed when whole."""
+        unfinished = self.folder / f"{name}.new"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        self.learner.save(unfinished)
+        (unfinished / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+        return unfinished
 
     def _restore(self, checkpoint: Path) -> None:
         state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
@@ -268,16 +268,13 @@ class MetaTraining:
         if not ratio < progress.best_ratio:
             return
         progress.best_round, progress.best_ratio = progress.round, ratio
-        unfinished = self.folder / f"{BEST}.new"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        self.learner.save(unfinished)
         mark = {
             "round": progress.round,
             "trainee_steps": progress.trainee_steps,
             "minutes": sum(progress.seconds.values()) / 60,
             "validation": marks,
         }
-        (unfinished / STATE).write_text(json.dumps(mark), encoding="utf-8")
+        unfinished = self._write(BEST, mark)
         old = self.folder / f"{BEST}.old"
         shutil.rmtree(old, ignore_errors=True)
         if (self.folder / BEST).exists():
@@ -298,9 +295,7 @@ class MetaTraining:
                 done = False
             if done:
                 kept.append(line + "\n")
-        unfinished = file.with_suffix(".new")
-        unfinished.write_text("".join(kept), encoding="utf-8")
-        os.replace(unfinished, file)
+        replace_text(file, "".join(kept))
 
     def _log(self, record: dict[str, Any]) -> None:
         with (self.folder / LOG).open("a", encoding="utf-8") as file:

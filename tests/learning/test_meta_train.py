@@ -133,6 +133,7 @@ def test_the_benchmark_marks_last_weights_beside_its_controls(tmp_path):
     results = tmp_path / "results.jsonl"
     report = meta_training.run(1, str(TINY), tmp_path / "runs", results)
     (row,) = report["seeds"]
+    assert (tmp_path / "runs" / "tiny-0").is_dir()
     assert row["rounds"] == 6 and row["trainee_steps"] > 0
     ratios = [row[name]["ratio"] for name in ("trained", "open_loop", "untrained")]
     assert len(set(ratios)) == 3
