@@ -119,8 +119,7 @@ def train(
 
     # Before anything computes: the same weights again need the same threads.
     tf.config.threading.set_intra_op_parallelism_threads(threads)
-    # It counts the graphs of all templates as retraces of one.
-    tf.get_logger().setLevel("ERROR")
+    _silence_retracing()
     from keras_learned_lr.learning import MetaTraining, read_config
 
     folder = to or Path("runs") / Path(config).stem
@@ -162,6 +161,13 @@ def train(
         f"Best on the validation tasks: {done.best_ratio:.3f} of the best cosine, "
         f"after round {done.best_round}. Exported to {controller}"
     )
+
+
+def _silence_retracing() -> None:
+    """Silences warnings that count the graphs of all templates as retraces of one."""
+    import tensorflow as tf
+
+    tf.get_logger().setLevel("ERROR")
 
 
 def _validation_line(record: dict[str, Any]) -> str:
@@ -316,10 +322,7 @@ def benchmark_meta_training(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare short meta-trainings with tuned cosine schedules and two controls."""
-    import tensorflow as tf
-
-    # It counts the graphs of all templates as retraces of one.
-    tf.get_logger().setLevel("ERROR")
+    _silence_retracing()
     from keras_learned_lr.benchmark import meta_training
 
     report = meta_training.run(seeds, config, folder, results)
@@ -351,10 +354,7 @@ def benchmark_envelopes(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare envelopes, each at its best constant level, on training tasks."""
-    import tensorflow as tf
-
-    # It counts the graphs of all templates as retraces of one.
-    tf.get_logger().setLevel("ERROR")
+    _silence_retracing()
     from keras_learned_lr.benchmark import envelopes
 
     rows = envelopes.run(tasks or (), results=results)

@@ -44,6 +44,31 @@ def digits(labels: tuple[int, ...] = tuple(range(10)), seed: int = 0) -> Images:
     Raises:
         ImportError: If scikit-learn is not installed.
     """
+    x, y = digit_images(labels)
+    order = np.random.default_rng(seed).permutation(len(x))
+    x, y = x[order], y[order]
+    first, second = int(0.6 * len(x)), int(0.8 * len(x))
+    name = f"digits {min(labels)}-{max(labels)}"
+    return Images(
+        name,
+        (x[:first], y[:first]),
+        (x[first:second], y[first:second]),
+        (x[second:], y[second:]),
+    )
+
+
+def digit_images(labels: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns all of scikit-learn's images of some digits.
+
+    Args:
+        labels: The digits to take; they are numbered anew from 0.
+
+    Returns:
+        float32 `[n, 8, 8, 1]` in [0, 1], and int64 `[n]`.
+
+    Raises:
+        ImportError: If scikit-learn is not installed.
+    """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -54,17 +79,7 @@ def digits(labels: tuple[int, ...] = tuple(range(10)), seed: int = 0) -> Images:
     bunch = load_digits()
     chosen = np.isin(bunch.target, labels)
     x = (bunch.images[chosen] / 16.0).astype("float32")[..., np.newaxis]
-    y = np.searchsorted(np.sort(labels), bunch.target[chosen])
-    order = np.random.default_rng(seed).permutation(len(x))
-    x, y = x[order], y[order].astype("int64")
-    first, second = int(0.6 * len(x)), int(0.8 * len(x))
-    name = f"digits {min(labels)}-{max(labels)}"
-    return Images(
-        name,
-        (x[:first], y[:first]),
-        (x[first:second], y[first:second]),
-        (x[second:], y[second:]),
-    )
+    return x, np.searchsorted(np.sort(labels), bunch.target[chosen]).astype("int64")
 
 
 def fashion_mnist(train: int = 10_000, validation: int = 2_000) -> Images | None:

@@ -43,7 +43,7 @@ class TraineesEnvironment(tfa.py_environment.PyEnvironment):
         privileged: bool = False,
         baseline: str = "none",
     ) -> None:
-        super().__init__()
+        super().__init__(handle_auto_reset=True)
         if baseline not in BASELINES:
             raise ValueError(
                 f"`baseline` must be one of {BASELINES}. Received: {baseline!r}"
@@ -62,7 +62,6 @@ class TraineesEnvironment(tfa.py_environment.PyEnvironment):
         )
         self._batch: TaskBatch | None = None
         self._state: TraineesState | None = None
-        self._step_count = 0
 
     @property
     def batched(self) -> bool:
@@ -100,25 +99,23 @@ class TraineesEnvironment(tfa.py_environment.PyEnvironment):
     def _reset(self) -> Any:
         self._batch = batch = self._draw()
         self._state, look = batch.trainees.begin(batch.members)
-        self._step_count = 0
         self._first = self._loss = _loss(look)
         self._returns = np.zeros(self._batch_size, np.float32)
         return tfa.time_step.restart(self._observed(look), self._batch_size)
 
     def _step(self, action: np.ndarray) -> Any:
-        if self._batch is None or self._current_time_step.is_last().all():
-            return self.reset()
+        assert self._batch is not None and self._state is not None
         trainees, members = self._batch.trainees, self._batch.members
         horizon = int(members.horizon)
-        due = trainees.form.schedule.next_step(self._step_count, horizon)
+        step = int(self._state.step)
+        due = trainees.form.schedule.next_step(step, horizon)
         due = min(due, horizon)
         self._state, look = trainees.advance(
             members,
             self._state,
             tf.constant(action, tf.float32),
-            tf.constant(due - self._step_count, tf.int64),
+            tf.constant(due - step, tf.int64),
         )
-        self._step_count = due
         over = due == horizon
         loss = self.score() if over else _loss(look)
         reward = self._reward(self._first, self._loss, loss).numpy()

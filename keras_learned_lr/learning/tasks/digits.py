@@ -4,19 +4,13 @@ import functools
 
 import numpy as np
 
+from keras_learned_lr.datasets import digit_images
 from keras_learned_lr.learning.tasks.task_family import Data, family
 
 EXAMPLES = 896
 
 
-@functools.cache
-def _load(labels: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    chosen = np.isin(bunch.target, labels)
-    images = (bunch.images[chosen] / 16.0).astype("float32")
-    return images, (bunch.target[chosen] - min(labels)).astype("int32")
+_load = functools.cache(digit_images)
 
 
 def _augmented(rng: np.random.Generator, labels: tuple[int, ...]) -> Data:
@@ -30,7 +24,7 @@ def _augmented(rng: np.random.Generator, labels: tuple[int, ...]) -> Data:
         x = 1.0 - x
     x = x + rng.uniform(0, 0.3) * rng.normal(size=x.shape)
     names = rng.permutation(len(labels))[targets[order]]
-    return Data(x.astype("float32")[..., np.newaxis], names.astype("int32"))
+    return Data(x.astype("float32"), names.astype("int32"))
 
 
 @family(shape=(8, 8, 1), outputs=5, target="class", examples=EXAMPLES)
