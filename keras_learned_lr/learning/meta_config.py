@@ -22,6 +22,10 @@ class MetaTrainConfig(Configurable):
     Attributes:
         learner: What learns.
         rounds: How many times to collect and learn.
+        imitation_rounds: The first rounds, in which the controller imitates what a
+            search found instead of learning from rewards; see `Imitation`.
+        imitation_steps: Gradient steps in each of those.
+        imitation_batches: Batches of trainees that they learn from, the latest ones.
         training: Names of the split's training templates, "mixtures_adam"; all of them
             where empty.
         validation: The same for validation.
@@ -45,6 +49,9 @@ class MetaTrainConfig(Configurable):
     kind: ClassVar[str] = "meta-training"
     learner: LearnerConfig = LearnerConfig()
     rounds: int = 400
+    imitation_rounds: int = 0
+    imitation_steps: int = 120
+    imitation_batches: int = 120
     training: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
     templates_per_round: int = 3
@@ -65,6 +72,8 @@ class MetaTrainConfig(Configurable):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in (
             "rounds",
+            "imitation_steps",
+            "imitation_batches",
             "templates_per_round",
             "tasks",
             "group",
@@ -78,6 +87,17 @@ class MetaTrainConfig(Configurable):
                 raise ValueError(
                     f"`{name}` must be an int of at least 1. Received: {value!r}"
                 )
+        if not isinstance(self.imitation_rounds, int) or self.imitation_rounds < 0:
+            raise ValueError(
+                "`imitation_rounds` must be an int of at least 0. Received: "
+                f"{self.imitation_rounds!r}"
+            )
+        if self.imitation_rounds and self.learner.network != "mlp":
+            raise ValueError(
+                "A recurrent controller cannot imitate: decisions are learned one by "
+                'one. Take `network = "mlp"` or `imitation_rounds = 0`. Received: '
+                f"network={self.learner.network!r}"
+            )
         if not self.shortest_horizon <= self.longest_horizon:
             raise ValueError(
                 "`longest_horizon` must not be below `shortest_horizon`. Received: "

@@ -15,12 +15,14 @@ import tensorflow as tf
 from keras_learned_lr.learning.checkpoints import replace_text
 from keras_learned_lr.learning.collect import collect_episode
 from keras_learned_lr.learning.evaluation import examine, greedy_act, set_exams
+from keras_learned_lr.learning.imitation import Imitation
 from keras_learned_lr.learning.learner import ControllerLearner
 from keras_learned_lr.learning.meta_config import MetaTrainConfig
 from keras_learned_lr.learning.task_stream import TaskStream, make_environment
 from keras_learned_lr.learning.tasks.sampler import PRIVILEGED, TaskSampler
 
 CONFIG, LOG, STATE, BEST = "config.json", "log.jsonl", "state.json", "best"
+CHOICES = "choices.npz"
 # Settings that a run may change when it goes on.
 CHANGEABLE = ("rounds", "evaluate_every", "checkpoint_every")
 
@@ -79,6 +81,12 @@ class MetaTraining:
         self._environment = make_environment(config, self._stream)
         policy = self.learner.collect_policy
         self._act = tf.function(policy.action, autograph=False)
+        self._imitation = Imitation(
+            self.learner,
+            config.imitation_rounds,
+            config.imitation_steps,
+            config.imitation_batches,
+        )
         self._greedy = self.learner.greedy()
         self._greedy_act = greedy_act(self._greedy)
         self._exams: list[Any] | None = None
@@ -108,19 +116,34 @@ class MetaTraining:
         config, progress = self.config, self.progress
         started = time.perf_counter()
         self._stream.seed([config.seed, progress.round])
+        rng = np.random.default_rng([config.seed, progress.round, 1])
+        imitates = progress.round < config.imitation_rounds
+        if imitates:
+            self._imitation.begin_round(progress.round)
         names, finals, earned, steps = [], [], [], 0
         for _ in range(config.templates_per_round):
-            finals.append(collect_episode(self._environment, self.learner, self._act))
+            if imitates:
+                final = self._imitation.collect(self._environment, self._act, rng)
+            else:
+                final = collect_episode(self._environment, self.learner, self._act)
+            finals.append(final)
             earned.append(self._environment.returns)
             batch = self._environment.batch
             assert batch is not None
             names.append(batch.template.name)
-            steps += int(batch.members.horizon) * len(batch.task)
+            # The search takes as many.
+            runs = (1 + imitates) * len(batch.task)
+            steps += int(batch.members.horizon) * runs
         collected = time.perf_counter()
-        losses = self.learner.train() or {}
-        # One number for each of a hundred million steps' episodes would fill the
-        # checkpoints.
-        self.learner.history.returns.clear()
+        if imitates:
+            losses = {"imitation_cost": self._imitation.learn(rng)}
+            if progress.round + 1 == config.imitation_rounds:
+                self._imitation.end()
+        else:
+            losses = self.learner.train() or {}
+            # One number for each of a hundred million steps' episodes would fill the
+            # checkpoints.
+            self.learner.history.returns.clear()
         learned = time.perf_counter()
         progress.round += 1
         progress.trainee_steps += steps
@@ -245,6 +268,8 @@ class MetaTraining:
         old = self._checkpoint()
         target = self.folder / f"checkpoint-{self.progress.round}"
         unfinished = self._write("checkpoint", dataclasses.asdict(self.progress))
+        if self.progress.round < self.config.imitation_rounds:
+            self._imitation.save(unfinished / CHOICES)
         if target != old:
             os.replace(unfinished, target)
             if old is not None:
@@ -262,6 +287,8 @@ class MetaTraining:
         state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
         self.progress = Progress(**state)
         self.learner.restore(checkpoint)
+        if (checkpoint / CHOICES).exists():
+            self._imitation.restore(checkpoint / CHOICES)
 
     def _keep_if_best(self, marks: dict[str, Any]) -> None:
         progress, ratio = self.progress, marks["ratio"]
@@ -301,7 +328,13 @@ class MetaTraining:
         with (self.folder / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         with self._board.as_default(step=record["round"]):
-            for name in ("mean_return", "diverged", "policy_loss", "value_loss"):
+            for name in (
+                "mean_return",
+                "diverged",
+                "imitation_cost",
+                "policy_loss",
+                "value_loss",
+            ):
                 if name in record:
                     tf.summary.scalar(name, record[name])
             if "validation" in record:

@@ -124,7 +124,9 @@ def test_a_run_learns_and_reports_where_its_time_goes(tmp_path, config):
     assert progress.best_ratio == min(
         r["validation"]["ratio"] for r in records if "validation" in r
     )
-    horizon = progress.trainee_steps / 16 / 6
+    # In the three rounds of imitation the search takes as many steps again.
+    horizon = progress.trainee_steps / 16 / 9
+    assert ["imitation_cost" in r for r in records] == [True] * 3 + [False] * 3
     assert config.shortest_horizon <= horizon <= config.longest_horizon
     assert all(progress.seconds[name] > 0 for name in ("collect", "learn", "evaluate"))
 

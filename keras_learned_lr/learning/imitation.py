@@ -1,0 +1,274 @@
+"""Imitation: learning where the level belongs from a search, before any reward.
+
+A reward tells how a whole run went, and little of any one decision. A search tells
+more: the same task trained at several levels that never change shows what each of them
+costs. So a controller first learns to choose, from what it sees on runs that it steers
+itself, the level of the least expected cost (imitation on one's own states: DAgger,
+Ross et al. 2011; a cost for each choice in place of an expert's choice: AggreVaTe, Ross
+& Bagnell 2014). What the search cannot tell, how to begin and what comes too late, is
+left to the reward.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from keras_learned_lr.control.actions import ActionForm
+from keras_learned_lr.learning.environment import TraineesEnvironment
+from keras_learned_lr.learning.evaluation import run_level
+from keras_learned_lr.learning.learner import ControllerLearner
+from keras_learned_lr.learning.tasks.sampler import TaskBatch
+
+# Levels that are tried, in decades around the template's learning rate, and how far
+# they are moved together from task to task.
+TRIED = np.linspace(-2.1, 2.1, 8)
+SHIFT = 0.3
+# A level under which runs diverge costs as much as one that ends with this multiple of
+# the lowest loss.
+WORST_RATIO = 10.0
+# Where no level was tried, costs rise by so much (log loss) a decade: least below,
+# where a run is slow but safe.
+SLOPE_BELOW, SLOPE_ABOVE = 0.5, 1.0
+# The levels, in decades, for which costs are kept.
+LEVELS = np.linspace(-4.0, 4.0, 81, dtype="float32")
+
+EXAMPLES_A_STEP = 1024
+
+
+class Choices(NamedTuple):
+    """Decisions of one batch of trainees; float32 arrays, one row a decision.
+
+    Attributes:
+        observation: `[n, features + privileged]`.
+        level: Before the decision, over the template's learning rate.
+        default: The default learning rate, over the same.
+        progress: `[n, 2]`, training steps taken and of the whole run.
+        task: int32, the row of `costs`.
+        costs: What each of `LEVELS` costs a task, log loss over the lowest found,
+            `[tasks, levels]`.
+    """
+
+    observation: np.ndarray
+    level: np.ndarray
+    default: np.ndarray
+    progress: np.ndarray
+    task: np.ndarray
+    costs: np.ndarray
+
+
+class Imitation:
+    """Teaches a learner's actor what searches found.
+
+    Args:
+        learner: What learns; its actor must not be recurrent.
+        rounds: In how many rounds exploration and learning rate come down.
+        steps: Gradient steps a round.
+        kept: Batches whose decisions are learned from, the latest ones.
+    """
+
+    def __init__(
+        self, learner: ControllerLearner, rounds: int, steps: int, kept: int
+    ) -> None:
+        self._learner = learner
+        self._rounds = rounds
+        self._steps = steps
+        self._kept: deque[Choices] = deque(maxlen=kept)
+        self._train = build_step(learner)
+
+    def begin_round(self, index: int) -> None:
+        """Sets exploration and learning rate to where round `index` has them."""
+        left = 1.0 - index / self._rounds
+        config, parts = self._learner.config, self._learner.parts
+        parts.deviation.assign(config.initial_deviation * left)
+        # Down to a tenth.
+        rate = config.learning_rate * 0.1 ** (1.0 - left)
+        parts.optimizer.learning_rate.assign(rate)
+
+    def collect(
+        self,
+        environment: TraineesEnvironment,
+        act: Callable[[Any, Any], Any],
+        rng: np.random.Generator,
+    ) -> np.ndarray:
+        """Steers the trainees of one episode and searches their tasks.
+
+        Args:
+            environment: Draws the trainees.
+            act: The action of the learner's collect policy, as a tf.function.
+            rng: Moves the levels that are tried.
+
+        Returns:
+            The loss on the scoring rows at the end, `[batch]`, NaN where diverged.
+        """
+        now = environment.reset()
+        batch = environment.batch
+        assert batch is not None
+        reference = batch.template.learning_rate
+        rows: list[list[np.ndarray]] = []
+        while not now.is_last().all():
+            state = environment.state
+            assert state is not None
+            alive = state.alive.numpy()
+            count = len(alive)
+            progress = [int(state.step), int(batch.members.horizon)]
+            row = [
+                now.observation,
+                state.action.level.numpy() / reference,
+                state.action.default.numpy() / reference,
+                np.tile(np.float32(progress), (count, 1)),
+                batch.task.astype("int32"),
+            ]
+            rows.append([values[alive] for values in row])
+            now = environment.step(act(now, ()).action.numpy())
+        columns = [np.concatenate(column) for column in zip(*rows, strict=True)]
+        self._kept.append(Choices(*columns, costs=search(batch, rng)))
+        return environment.score()
+
+    def learn(self, rng: np.random.Generator) -> float:
+        """Trains the actor on the decisions that are kept.
+
+        Args:
+            rng: Draws the examples.
+
+        Returns:
+            The mean cost of the levels that it chose, log loss over the best.
+        """
+        offsets = np.cumsum([0, *(len(c.costs) for c in self._kept)])
+        tasks = [c.task + at for c, at in zip(self._kept, offsets, strict=False)]
+        costs = tf.constant(np.concatenate([c.costs for c in self._kept]))
+        columns = [
+            np.concatenate([getattr(c, name) for c in self._kept])
+            for name in ("observation", "level", "default", "progress")
+        ]
+        columns.append(np.concatenate(tasks))
+        found = []
+        for _ in range(self._steps):
+            chosen = rng.integers(0, len(columns[0]), EXAMPLES_A_STEP)
+            *inputs, task = (tf.constant(column[chosen]) for column in columns)
+            found.append(self._train(*inputs, tf.gather(costs, task)))
+        return float(tf.reduce_mean(found))
+
+    def end(self) -> None:
+        """Forgets the decisions and puts the learner's schedules where they start."""
+        self._kept.clear()
+        self._learner.anneal()
+
+    def save(self, file: Path) -> None:
+        """Writes the decisions that are kept."""
+        arrays = {
+            f"{index}_{name}": array
+            for index, choices in enumerate(self._kept)
+            for name, array in choices._asdict().items()
+        }
+        np.savez(file, **arrays)
+
+    def restore(self, file: Path) -> None:
+        """Reads what `save` wrote."""
+        self._kept.clear()
+        with np.load(file) as arrays:
+            for index in range(len(arrays.files) // len(Choices._fields)):
+                found = (arrays[f"{index}_{name}"] for name in Choices._fields)
+                self._kept.append(Choices(*found))
+
+
+def search(batch: TaskBatch, rng: np.random.Generator) -> np.ndarray:
+    """Trains the tasks of a batch at constant levels.
+
+    Args:
+        batch: Its tasks are searched, each by as many trainees as it has in the batch.
+        rng: Moves the levels.
+
+    Returns:
+        The cost of each of `LEVELS`, log loss over the lowest found, float32
+        `[tasks, levels]`: linear between the levels tried.
+    """
+    tasks = len(np.unique(batch.task))
+    group = len(batch.task) // tasks
+    tried = np.interp(np.linspace(0, 1, group), np.linspace(0, 1, len(TRIED)), TRIED)
+    levels = tried + rng.uniform(-SHIFT, SHIFT, (tasks, 1))
+    rates = batch.template.learning_rate * 10.0 ** levels.reshape(-1)
+    rate = tf.constant(rates, tf.float32)
+    members = batch.members._replace(default_learning_rate=rate, learning_rate=rate)
+    losses = run_level(batch._replace(members=members)).reshape(tasks, group)
+    return np.stack([_costs(*row) for row in zip(levels, losses, strict=True)])
+
+
+def _costs(levels: np.ndarray, losses: np.ndarray) -> np.ndarray:
+    losses = np.where(np.isfinite(losses), losses, np.inf)
+    if np.isinf(losses).all():
+        return np.zeros(len(LEVELS), np.float32)  # nothing to choose between
+    costs = np.log(np.minimum(losses / losses.min(), WORST_RATIO))
+    below, above = levels[0] - LEVELS, LEVELS - levels[-1]
+    return (
+        np.interp(LEVELS, levels, costs)
+        + SLOPE_BELOW * np.maximum(below, 0.0)
+        + SLOPE_ABOVE * np.maximum(above, 0.0)
+    ).astype("float32")
+
+
+def build_step(learner: ControllerLearner) -> Callable[..., tf.Tensor]:
+    """Builds the tf.function of one gradient step.
+
+    Args:
+        learner: Whose actor is trained, by its own optimizer.
+
+    Returns:
+        A function of `Choices.observation`, `level`, `default`, `progress` and the
+        costs of each row's task; it returns their mean cost.
+    """
+    form, parts = learner.action_form, learner.parts
+    actor, limit = parts.actor, learner.config.gradient_clipping
+
+    @tf.function(autograph=False)
+    def step(
+        observation: tf.Tensor,
+        level: tf.Tensor,
+        default: tf.Tensor,
+        progress: tf.Tensor,
+        costs: tf.Tensor,
+    ) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            middle = tf.ones(tf.shape(observation)[:1], tf.int32)
+            action = actor(observation, middle, ())[0].loc
+            chosen = _chosen_level(form, action, level, default, progress)
+            cost = tf.reduce_mean(cost_of(chosen, costs))
+        gradients = tape.gradient(cost, actor.trainable_variables)
+        if limit is not None:
+            gradients, _ = tf.clip_by_global_norm(gradients, limit)
+        pairs = zip(gradients, actor.trainable_variables, strict=True)
+        parts.optimizer.apply_gradients(pairs)
+        return cost
+
+    return step
+
+
+def _chosen_level(
+    form: ActionForm,
+    action: tf.Tensor,
+    level: tf.Tensor,
+    default: tf.Tensor,
+    progress: tf.Tensor,
+) -> tf.Tensor:
+    state = form.initial_state(default)._replace(level=level)
+    return form.step(state, action, progress[:, 0], progress[:, 1])[0].level
+
+
+def cost_of(level: tf.Tensor, costs: tf.Tensor) -> tf.Tensor:
+    """Returns what levels cost, linear between `LEVELS`.
+
+    Args:
+        level: Over the template's learning rate, `[n]`.
+        costs: Of `LEVELS`, `[n, levels]`.
+    """
+    apart = float(LEVELS[1] - LEVELS[0])
+    place = (tf.math.log(level) / tf.math.log(10.0) - float(LEVELS[0])) / apart
+    place = tf.clip_by_value(place, 0.0, len(LEVELS) - 1.001)
+    below = tf.floor(place)
+    index = tf.cast(below, tf.int32)
+    left = tf.gather(costs, index, batch_dims=1)
+    right = tf.gather(costs, index + 1, batch_dims=1)
+    return left + (place - below) * (right - left)
