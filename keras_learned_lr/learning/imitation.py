@@ -119,13 +119,14 @@ class Imitation:
                 now.observation,
                 state.action.level.numpy() / reference,
                 state.action.default.numpy() / reference,
-                np.tile(np.float32(progress), (count, 1)),
+                np.tile(np.array(progress, np.float32), (count, 1)),
                 batch.task.astype("int32"),
             ]
             rows.append([values[alive] for values in row])
             now = environment.step(act(now, ()).action.numpy())
         columns = [np.concatenate(column) for column in zip(*rows, strict=True)]
-        self._kept.append(Choices(*columns, costs=search(batch, rng)))
+        columns.append(search(batch, rng))
+        self._kept.append(Choices(*columns))
         return environment.score()
 
     def learn(self, rng: np.random.Generator) -> float:
