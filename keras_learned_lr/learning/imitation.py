@@ -66,15 +66,22 @@ class Imitation:
     Args:
         learner: What learns; its actor must not be recurrent.
         rounds: In how many rounds exploration and learning rate come down.
+        learning_rate: Of the learner's optimizer in the first round.
         steps: Gradient steps a round.
         kept: Batches whose decisions are learned from, the latest ones.
     """
 
     def __init__(
-        self, learner: ControllerLearner, rounds: int, steps: int, kept: int
+        self,
+        learner: ControllerLearner,
+        rounds: int,
+        learning_rate: float = 1e-3,
+        steps: int = 120,
+        kept: int = 120,
     ) -> None:
         self._learner = learner
         self._rounds = rounds
+        self._learning_rate = learning_rate
         self._steps = steps
         self._kept: deque[Choices] = deque(maxlen=kept)
         self._train = build_step(learner)
@@ -82,10 +89,10 @@ class Imitation:
     def begin_round(self, index: int) -> None:
         """Sets exploration and learning rate to where round `index` has them."""
         left = 1.0 - index / self._rounds
-        config, parts = self._learner.config, self._learner.parts
-        parts.deviation.assign(config.initial_deviation * left)
+        parts = self._learner.parts
+        parts.deviation.assign(self._learner.config.initial_deviation * left)
         # Down to a tenth.
-        rate = config.learning_rate * 0.1 ** (1.0 - left)
+        rate = self._learning_rate * 0.1 ** (1.0 - left)
         parts.optimizer.learning_rate.assign(rate)
 
     def collect(

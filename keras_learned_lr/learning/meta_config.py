@@ -24,6 +24,8 @@ class MetaTrainConfig(Configurable):
         rounds: How many times to collect and learn.
         imitation_rounds: The first rounds, in which the controller imitates what a
             search found instead of learning from rewards; see `Imitation`.
+        imitation_learning_rate: Of the learner's Adam at the first of those; it falls
+            to a tenth.
         imitation_steps: Gradient steps in each of those.
         imitation_batches: Batches of trainees that they learn from, the latest ones.
         training: Names of the split's training templates, "mixtures_adam"; all of them
@@ -50,6 +52,7 @@ class MetaTrainConfig(Configurable):
     learner: LearnerConfig = LearnerConfig()
     rounds: int = 400
     imitation_rounds: int = 0
+    imitation_learning_rate: float = 1e-3
     imitation_steps: int = 120
     imitation_batches: int = 120
     training: tuple[str, ...] = ()
@@ -91,6 +94,11 @@ class MetaTrainConfig(Configurable):
             raise ValueError(
                 "`imitation_rounds` must be an int of at least 0. Received: "
                 f"{self.imitation_rounds!r}"
+            )
+        if not 0 < self.imitation_learning_rate < float("inf"):
+            raise ValueError(
+                "`imitation_learning_rate` must be positive and finite. Received: "
+                f"{self.imitation_learning_rate!r}"
             )
         if self.imitation_rounds and self.learner.network != "mlp":
             raise ValueError(

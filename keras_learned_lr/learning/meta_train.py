@@ -84,6 +84,7 @@ class MetaTraining:
         self._imitation = Imitation(
             self.learner,
             config.imitation_rounds,
+            config.imitation_learning_rate,
             config.imitation_steps,
             config.imitation_batches,
         )
