@@ -3,13 +3,13 @@
 What an envelope loses at its best level, the controller would have to make up for.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from keras_learned_lr.benchmark import json_lines
 from keras_learned_lr.control.actions import ENVELOPES, AnchoredScaleFactor
 from keras_learned_lr.learning.evaluation import COSINE_SPEC, GRID, run_level
 from keras_learned_lr.learning.tasks import read_split
@@ -34,10 +34,7 @@ def run(
         One row a template and horizon: the geometric mean over its tasks of the best
         level's final loss over that of the best level under the cosine, by envelope.
     """
-    rows: list[dict[str, Any]] = []
-    if results is not None and results.exists():
-        lines = results.read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
+    rows = json_lines.read(results)
     done = {(row["template"], row["horizon"]) for row in rows}
     split = read_split()
     chosen = [f"training/{name}" for name in names] or [
@@ -62,9 +59,7 @@ def run(
                 for envelope, losses in best.items()
             }
             rows.append({"template": name, "horizon": horizon, "ratios": ratios})
-            if results is not None:
-                with results.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
+            json_lines.append(results, rows[-1])
     return rows
 
 

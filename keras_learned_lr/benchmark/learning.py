@@ -1,12 +1,12 @@
 """Does a controller learn inside `fit`? The demo's training against a cut control."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from keras_learned_lr.benchmark import json_lines
 from keras_learned_lr.demo import EPISODES, LEARNER, train_controller
 
 CONFIGS = {
@@ -59,17 +59,11 @@ def run(
 def _rewards(
     kind: str, seed: int, episodes: int, results: str | Path | None
 ) -> list[float]:
-    path = Path(results) if results else None
-    if path is not None and path.is_file():
-        for line in path.read_text().splitlines():
-            kept = json.loads(line)
-            if (kept["kind"], kept["seed"], kept["episodes"]) == (kind, seed, episodes):
-                return kept["rewards"]
+    made = {"kind": kind, "seed": seed, "episodes": episodes}
+    for kept in json_lines.read(results):
+        if made.items() <= kept.items():
+            return kept["rewards"]
     _, done = train_controller(episodes, seed, config=CONFIGS[kind])
     rewards = [episode.reward for episode in done]
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            made = {"kind": kind, "seed": seed, "episodes": episodes}
-            file.write(json.dumps({**made, "rewards": rewards}) + "\n")
+    json_lines.append(results, {**made, "rewards": rewards})
     return rewards

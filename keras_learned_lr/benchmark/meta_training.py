@@ -1,10 +1,10 @@
 """Does meta-training work? A short run on several seeds, next to what did not learn."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
+from keras_learned_lr.benchmark import json_lines
 from keras_learned_lr.learning import ControllerLearner, MetaTraining, read_config
 from keras_learned_lr.learning.evaluation import (
     examine,
@@ -40,17 +40,13 @@ def run(
         trained controller, of the same without feedback (its observations frozen to
         their average) and untrained.
     """
-    done: dict[int, dict[str, Any]] = {}
-    if results is not None and results.exists():
-        rows = map(json.loads, results.read_text(encoding="utf-8").splitlines())
-        done = {row["seed"]: row for row in rows if row["config"] == config}
+    rows = json_lines.read(results)
+    done = {row["seed"]: row for row in rows if row["config"] == config}
     for seed in range(seeds):
         if seed in done:
             continue
         done[seed] = _one_seed(seed, config, folder / f"{Path(config).stem}-{seed}")
-        if results is not None:
-            with results.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(done[seed]) + "\n")
+        json_lines.append(results, done[seed])
     return {"config": config, "seeds": [done[seed] for seed in range(seeds)]}
 
 
