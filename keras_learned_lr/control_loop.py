@@ -1,5 +1,6 @@
 """One training run under control: observe, decide, set."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
@@ -15,7 +16,7 @@ from keras_learned_lr.control.controller import (
     ServingError,
 )
 from keras_learned_lr.control.optimizer import OptimizerLearningRate
-from keras_learned_lr.observation.features import Memory, initial_memory, observe
+from keras_learned_lr.observation.features import initial_memory, observe
 from keras_learned_lr.observation.probe import Probe
 from keras_learned_lr.observation.validation import ValidationLoss
 
@@ -111,9 +112,9 @@ class ControlLoop:
         self._bounds = (minimum, maximum)
         with tf.device(_device_of(model)):
             beginning = self._beginning()
-            self._action_state = ActionState(*map(_variable, beginning))
+            self._action_state = _Packed(beginning)
             self._learning_rate = _variable(beginning.level)
-            self._memory = Memory(*map(_variable, initial_memory()))
+            self._memory = _Packed(initial_memory())
             self._policy_state = [_variable(s) for s in controller.initial_state(1)]
             self._horizon = tf.Variable(1, dtype=tf.int64, trainable=False)
         needs = self._spec.needs
@@ -131,9 +132,9 @@ class ControlLoop:
         )
         self._device = _device_of(model)
         self._remote = isinstance(controller, RemoteController)
-        self.decide_function = tf.function(self._decide, autograph=False)
-        self._observe_function = tf.function(self._observe, autograph=False)
-        self._set_function = tf.function(self._apply, autograph=False)
+        self.decide_function = _Traced(self._decide)
+        self._observe_function = _Traced(self._observe)
+        self._set_function = _Traced(self._apply)
         self._eager = model.run_eagerly
 
     @property
@@ -151,9 +152,9 @@ class ControlLoop:
         # Read again: it may have been changed since the last run.
         self._optimizer = OptimizerLearningRate(self._model.optimizer)
         beginning = self._beginning()
-        _assign_all(self._action_state, beginning)
+        self._action_state.assign(beginning)
         self._learning_rate.assign(beginning.level)
-        _assign_all(self._memory, initial_memory())
+        self._memory.assign(initial_memory())
         _assign_all(self._policy_state, self._controller.initial_state(1))
         self.set_horizon(horizon)
         self._probe.install()
@@ -242,15 +243,15 @@ class ControlLoop:
 
     def _observe(self) -> Look:
         with tf.device(self._device):
+            state = self._action_state.read()
             statistics = self._probe.measure(
                 self._horizon.read_value(),
                 self._learning_rate.read_value(),
-                self._action_state.level.read_value(),
-                self._action_state.default.read_value(),
+                state.level,
+                state.default,
             )
-            memory = Memory(*(v.read_value() for v in self._memory))
-            observation, memory = observe(self._spec, statistics, memory)
-            _assign_all(self._memory, memory)
+            observation, memory = observe(self._spec, statistics, self._memory.read())
+            self._memory.assign(memory)
             return Look(
                 observation,
                 statistics.step,
@@ -262,13 +263,13 @@ class ControlLoop:
     def _ask(self, look: Look) -> PolicyOutput:
         with tf.device(self._device):
             state = [v.read_value() for v in self._policy_state]
-            return self._controller.act(look.observation[tf.newaxis], state)
+            return self._controller.act(tf.expand_dims(look.observation, 0), state)
 
     def _apply(
         self, look: Look, action: tf.Tensor, new_state: list[tf.Tensor]
     ) -> tf.Tensor:
         with tf.device(self._device):
-            state = ActionState(*(v.read_value() for v in self._action_state))
+            state = self._action_state.read()
             policy_state = [v.read_value() for v in self._policy_state]
             action = tf.reshape(action, [])
             finite = look.finite > 0.5
@@ -283,9 +284,9 @@ class ControlLoop:
                 self._horizon.read_value(),
             )
             done = tf.where(follow, tf.clip_by_value(action, -1.0, 1.0), 0.0)
-            _assign_all(self._action_state, moved)
+            self._action_state.assign(moved)
             self._set(rate)
-            self._memory.previous_action.assign(done)
+            self._memory.assign(self._memory.read()._replace(previous_action=done))
             _assign_all(self._policy_state, map(_where_finite, new_state, policy_state))
             packed = [
                 look.step,
@@ -300,7 +301,7 @@ class ControlLoop:
             return tf.concat([tf.stack(packed), look.observation], axis=0)
 
     def _follow_envelope(self, step: tf.Tensor) -> None:
-        state = ActionState(*(v.read_value() for v in self._action_state))
+        state = self._action_state.read()
         self._set(self._form.learning_rate(state, step, self._horizon.read_value()))
 
     def _take_back(self) -> None:
@@ -311,6 +312,43 @@ class ControlLoop:
     def _set(self, rate: tf.Tensor) -> None:
         self._learning_rate.assign(rate)
         self._optimizer.assign(rate)
+
+
+class _Traced:
+    """A function that is traced at its first call, for arguments of one kind.
+
+    A `tf.function` looks for its trace at every call, which takes a good part of the
+    time that a decision takes.
+    """
+
+    def __init__(self, function: Callable) -> None:
+        self._function = tf.function(function, autograph=False)
+        self._concrete: Any = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.concrete(*arguments)(*arguments)
+
+    def concrete(self, *arguments: Any) -> Any:
+        """Returns the concrete function."""
+        if self._concrete is None:
+            self._concrete = self._function.get_concrete_function(*arguments)
+        return self._concrete
+
+
+class _Packed:
+    """A NamedTuple of float32 scalars in one variable, read and written as a whole."""
+
+    def __init__(self, values: Any) -> None:
+        self._kind = type(values)
+        self.variable = _variable(tf.stack(values))
+
+    def read(self) -> Any:
+        """Returns the NamedTuple."""
+        return self._kind(*tf.unstack(self.variable.read_value()))
+
+    def assign(self, values: Any) -> None:
+        """Takes the place of what was there."""
+        self.variable.assign(tf.stack(values))
 
 
 def _record(packed: tf.Tensor, info: Any) -> Record:

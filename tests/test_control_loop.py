@@ -111,8 +111,7 @@ def all_variables(loop):
     """Everything a decision may change."""
     probe = loop.probe
     return [
-        *loop._action_state,
-        *loop._memory,
+        *(loop._action_state.variable, loop._memory.variable),
         *loop._policy_state,
         loop._learning_rate,
         *(probe._step, probe._window_start),
@@ -127,7 +126,8 @@ class TestDevice:
         fit(trainee, [callback])
         loop = callback._loop
         device = trainee.trainable_variables[0].value.device
-        for variable in [*loop._action_state, *loop._memory, *loop.probe._weights]:
+        packed = [loop._action_state.variable, loop._memory.variable]
+        for variable in [*packed, *loop.probe._weights]:
             assert variable.device == device
 
     @pytest.mark.gpu
@@ -139,7 +139,7 @@ class TestDevice:
         fit(trainee, [callback])
         loop, copies = callback._loop, []
         assert "GPU" in trainee.trainable_variables[0].value.device
-        concrete = loop.decide_function.get_concrete_function()
+        concrete = loop.decide_function.concrete()
         placed = [
             op.device
             for op in concrete.graph.get_operations()

@@ -449,14 +449,14 @@ def observe(
         feature that cannot be computed is 0. And the memory for the next window, which
         a non-finite loss leaves as it was.
     """
-    s, memory = statistics, _with_firsts(statistics, memory)
-    columns = []
-    for name in spec.names:
-        feature = FEATURES[name]
-        value = feature.compute(s, memory) / feature.scale
-        value = tf.clip_by_value(value, -feature.limit, feature.limit)
-        columns.append(tf.where(tf.math.is_finite(value), value, 0.0))
-    return tf.stack(columns, axis=-1), _with_window(statistics, memory)
+    memory = _with_firsts(statistics, memory)
+    features = [FEATURES[name] for name in spec.names]
+    values = tf.stack([f.compute(statistics, memory) for f in features], axis=-1)
+    values /= tf.constant([f.scale for f in features])
+    limits = tf.constant([f.limit for f in features])
+    values = tf.clip_by_value(values, -limits, limits)
+    values = tf.where(tf.math.is_finite(values), values, 0.0)
+    return values, _with_window(statistics, memory)
 
 
 def _has_training(s: Statistics) -> tf.Tensor:
