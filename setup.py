@@ -61,7 +61,7 @@ GYMNASIUM = ["gymnasium>=1.0,<2"]
 # Controllers behind TensorFlow Serving, and warm-up requests in an export.
 SERVING = [
     "grpcio>=1.74,<2",
-    "httpx>=0.27,<1",
+    "httpcore>=1.0.5,<2",
     # Protos and stubs only; its TensorFlow is the one above.
     "tensorflow-serving-api>=2.21,<2.22",
 ]
@@ -82,6 +82,7 @@ DEV = [
     *BENCHMARK,
     *GYMNASIUM,
     *SERVING,
+    "httpx>=0.27,<1",
     "hypothesis>=6.100",
     # The benchmark's rivals are checked against its implementations.
     "optax>=0.2.5,<0.3",

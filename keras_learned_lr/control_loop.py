@@ -190,12 +190,13 @@ class ControlLoop:
         if self._remote:
             look = self.observe()
             return self.set(look, self.ask(look))
-        packed, info = (self.decide_function if self._graph else self._decide)()
-        return _record(packed, info)
+        decide: Callable = self.decide_function if self._graph else self._decide
+        return _record(*decide())
 
     def observe(self) -> Look:
         """Measures the window that ends now; the next one begins."""
-        return (self._observe_function if self._graph else self._observe)()
+        observe: Callable = self._observe_function if self._graph else self._observe
+        return observe()
 
     def ask(self, look: Look) -> PolicyOutput:
         """Asks the controller for an action.
@@ -222,8 +223,8 @@ class ControlLoop:
         """
         state = [tf.convert_to_tensor(value) for value in output.state]
         action = tf.convert_to_tensor(output.action)
-        function = self._apply if self._eager else self._set_function
-        record = _record(function(look, action, state), output.info)
+        apply: Callable = self._apply if self._eager else self._set_function
+        record = _record(apply(look, action, state), output.info)
         return record._replace(failure=output.failure)
 
     def _beginning(self) -> ActionState:

@@ -1,14 +1,11 @@
 """A controller behind TensorFlow Serving's REST API."""
 
-import asyncio
 import json
 import re
 import ssl
-import threading
-import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import numpy as np
 from google.protobuf import json_format
@@ -16,7 +13,6 @@ from tensorflow.core.protobuf import meta_graph_pb2
 
 from keras_learned_lr.control.controller import ServingError
 from keras_learned_lr.control.remote.client import (
-    MAX_RESPONSE_BYTES,
     RemoteClient,
     Served,
     check_headers,
@@ -25,6 +21,8 @@ from keras_learned_lr.control.remote.client import (
 from keras_learned_lr.control.remote.signatures import read_signatures
 
 PATH = r"(?P<model>.*/v1/models/[^/:]+)(/versions/(?P<v>\d+)|/labels/(?P<l>\w+))?/?"
+# What a path may hold as it is: RFC 3986, section 3.3, and what is quoted already.
+SAFE = "/%!$&'()*+,;=:@"
 # Too many requests, or a proxy that does not reach the server just now.
 RETRIABLE = {429, 502, 503, 504}
 
@@ -55,7 +53,7 @@ class RestController(RemoteClient):
         ValueError: If an argument is not of its form, or what is served is no
             controller that this package can show what it needs.
         ServingError: If the server cannot be reached.
-        ImportError: If httpx is not installed.
+        ImportError: If httpcore is not installed.
     """
 
     def __init__(
@@ -70,6 +68,13 @@ class RestController(RemoteClient):
         ca_file: str | None = None,
         client_certificate: tuple[str, str] | None = None,
     ) -> None:
+        try:
+            from keras_learned_lr.control.remote.http import HttpClient
+        except ImportError as error:
+            raise ImportError(
+                f"RestController needs {error.name}. Install it with "
+                '`pip install "keras_learned_lr[serving]"`.'
+            ) from error
         self._url, from_url = _read_url(url)
         if version is not None or label is not None:
             if any(value is not None for value in from_url):
@@ -88,7 +93,7 @@ class RestController(RemoteClient):
                 "`ca_file` and `client_certificate` are for https. Received: "
                 f"{self._url!r}"
             )
-        self._http = _Http(check_headers("headers", headers), context)
+        self._http = HttpClient(check_headers("headers", headers), context)
         super().__init__(self._url, *from_url, timeout, connect_timeout)
 
     def _metadata(
@@ -222,91 +227,6 @@ _ADVICE = {
 }
 
 
-class _Http:
-    """An httpx client on an event loop of its own, so that a deadline ends everything.
-
-    A timeout of a socket bounds each read only: a server that sends a byte now and
-    then would never run into it.
-    """
-
-    def __init__(
-        self, headers: list[tuple[str, str]], context: ssl.SSLContext | None
-    ) -> None:
-        try:
-            import httpx
-        except ImportError as error:
-            raise ImportError(
-                "RestController needs httpx. Install it with "
-                '`pip install "keras_learned_lr[serving]"`.'
-            ) from error
-        self._httpx = httpx
-        self._client = httpx.AsyncClient(
-            # What is compressed may be far larger than it looks.
-            headers=[("Accept-Encoding", "identity"), *headers],
-            verify=True if context is None else context,
-            follow_redirects=False,
-            trust_env=False,
-            timeout=None,
-        )
-        loop = asyncio.new_event_loop()
-        self._loop = loop
-        threading.Thread(
-            target=loop.run_forever, name="learned_lr_rest", daemon=True
-        ).start()
-        weakref.finalize(self, loop.call_soon_threadsafe, loop.stop)
-
-    def request(
-        self, method: str, url: str, body: bytes | None, seconds: float, where: str
-    ) -> tuple[int, str, bytes]:
-        """Returns status, content type and body of the response."""
-        exchange = self._exchange(method, url, body, seconds)
-        try:
-            return asyncio.run_coroutine_threadsafe(exchange, self._loop).result()
-        except TimeoutError as error:
-            raise ServingError(
-                f"{where} did not answer within the {seconds:.2g} seconds left.",
-                retriable=True,
-            ) from error
-        except self._httpx.HTTPError as error:
-            reason = short(str(error) or type(error).__name__)
-            raise ServingError(
-                f"{where} cannot be reached, or broke off its answer: {reason}.",
-                # A certificate will not be better in a moment.
-                retriable="CERTIFICATE" not in reason and "SSL" not in reason,
-            ) from error
-        except _TooMuchError as error:
-            raise ServingError(f"{where} {error}") from error
-
-    async def _exchange(
-        self, method: str, url: str, body: bytes | None, seconds: float
-    ) -> tuple[int, str, bytes]:
-        kind = {"Content-Type": "application/json"}
-        async with asyncio.timeout(seconds):
-            async with self._client.stream(
-                method, url, content=body, headers=kind
-            ) as response:
-                if response.headers.get("content-encoding", "identity") != "identity":
-                    raise _TooMuchError("answers compressed, which was not asked for.")
-                told = response.headers.get("content-length", "0")
-                got = bytearray()
-                if not told.isdecimal() or int(told) <= MAX_RESPONSE_BYTES:
-                    async for chunk in response.aiter_raw():
-                        got += chunk
-                        if len(got) > MAX_RESPONSE_BYTES:
-                            break
-                    else:
-                        kind_told = response.headers.get("content-type", "no type")
-                        return response.status_code, short(kind_told, 50), bytes(got)
-                raise _TooMuchError(
-                    f"answers with more than {MAX_RESPONSE_BYTES} bytes, which no "
-                    "controller does."
-                )
-
-
-class _TooMuchError(Exception):
-    """A response that is not read to its end."""
-
-
 def _read_url(url: Any) -> tuple[str, tuple[int | None, str | None]]:
     """Returns the model's URL, and version and label where it names them."""
     expected = "Expected http://HOST:8501/v1/models/NAME (or https)."
@@ -315,6 +235,7 @@ def _read_url(url: Any) -> tuple[str, tuple[int | None, str | None]]:
     try:
         parts = urlsplit(url)
         port = parts.port
+        name = (parts.hostname or "").encode("idna").decode()
     except ValueError as error:
         # Not quoted: it may hold a password.
         raise ValueError(f"{expected} Received what is no URL: {error}") from None
@@ -332,7 +253,8 @@ def _read_url(url: Any) -> tuple[str, tuple[int | None, str | None]]:
         or parts.fragment
     ):
         raise ValueError(f"{expected} Received: {url!r}")
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    host = f"[{name}]" if ":" in name else name
     netloc = host if port is None else f"{host}:{port}"
     version = None if match["v"] is None else int(match["v"])
-    return f"{parts.scheme}://{netloc}{match['model']}", (version, match["l"])
+    model = quote(match["model"], safe=SAFE)
+    return f"{parts.scheme}://{netloc}{model}", (version, match["l"])
