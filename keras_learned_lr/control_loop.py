@@ -190,13 +190,12 @@ class ControlLoop:
         if self._remote:
             look = self.observe()
             return self.set(look, self.ask(look))
-        decide: Callable = self.decide_function if self._graph else self._decide
-        return _record(*decide())
+        packed, info = self.decide_function() if self._graph else self._decide()
+        return _record(packed, info)
 
     def observe(self) -> Look:
         """Measures the window that ends now; the next one begins."""
-        observe: Callable = self._observe_function if self._graph else self._observe
-        return observe()
+        return self._observe_function() if self._graph else self._observe()
 
     def ask(self, look: Look) -> PolicyOutput:
         """Asks the controller for an action.
@@ -223,7 +222,7 @@ class ControlLoop:
         """
         state = [tf.convert_to_tensor(value) for value in output.state]
         action = tf.convert_to_tensor(output.action)
-        apply: Callable = self._apply if self._eager else self._set_function
+        apply: Any = self._apply if self._eager else self._set_function
         record = _record(apply(look, action, state), output.info)
         return record._replace(failure=output.failure)
 

@@ -11,6 +11,8 @@ from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 
 # As many examples as go through the model at once: bounds memory for big models.
 CHUNK = 64
+# Up to so many chunks are written out: a loop slows down the graph around it.
+UNROLLED = 4
 EMPTY = "`validation_data` is empty. Pass at least one example."
 
 
@@ -65,12 +67,21 @@ class ValidationLoss:
             chunks = [
                 tf.reshape(leaf[:full], [-1, CHUNK, *leaf.shape[1:]]) for leaf in leaves
             ]
-            losses = tf.map_fn(self._chunk_loss, chunks, fn_output_signature=tf.float32)
-            total += CHUNK * tf.reduce_sum(losses)
+            total += CHUNK * tf.reduce_sum(self._chunk_losses(chunks))
         if count > full:
             rest = [leaf[full:] for leaf in leaves]
             total += (count - full) * self._chunk_loss(rest)
         return total
+
+    def _chunk_losses(self, chunks: list[tf.Tensor]) -> tf.Tensor:
+        count = chunks[0].shape[0]
+        if count > UNROLLED:
+            return tf.map_fn(self._chunk_loss, chunks, fn_output_signature=tf.float32)
+        loss = self._chunk_loss
+        if tf.inside_function():
+            # Traced once for all of them: a large model takes seconds.
+            loss = tf.function(loss, autograph=False)
+        return tf.stack([loss([leaf[i] for leaf in chunks]) for i in range(count)])
 
     def _chunk_loss(self, leaves: list[tf.Tensor]) -> tf.Tensor:
         x, y, weight = keras.utils.unpack_x_y_sample_weight(self._unflatten(leaves))
