@@ -316,6 +316,14 @@ class TestValidationLoss:
         assert got == pytest.approx(expected, rel=1e-4)
         assert float(measure()) == pytest.approx(expected, rel=1e-4)
 
+    @pytest.mark.parametrize("count", [3, 64, 256, 350])
+    def test_is_the_mean_of_few_examples_and_of_many(self, count):
+        trainee, _ = validation_case("regularizers")
+        given = data(count, seed=5)
+        measure = tf.function(ValidationLoss(trainee, given, None), autograph=False)
+        expected = trainee.evaluate(*given, verbose=0)
+        assert float(measure()) == pytest.approx(expected, rel=1e-4)
+
     def test_follows_the_weights(self):
         trainee, given = validation_case("regularizers")
         measure = tf.function(ValidationLoss(trainee, given, None), autograph=False)

@@ -3,6 +3,7 @@
 import datetime
 import logging
 import random
+import socket
 import time
 import warnings
 
@@ -37,6 +38,14 @@ from keras_learned_lr.control.schedules import EverySteps
 from keras_learned_lr.control_loop import ControlLoop
 
 both = pytest.mark.parametrize("client", CLIENTS)
+
+
+@both
+def test_a_model_may_have_any_name(client, tmp_path):
+    export(tmp_path)
+    with LoopbackServer(tmp_path, model_name="größe 1") as server:
+        remote = connect(client, server, "größe 1")
+        assert np.isfinite(remote.act(tf.zeros([1, 22]), []).action)
 
 
 @both
@@ -373,6 +382,15 @@ class TestRetries:
             with pytest.raises(ServingError, match="did not answer within"):
                 remote.act(tf.zeros([1, 22]), [])
             assert time.monotonic() - begun < 1.5
+
+    def test_nor_does_looking_up_the_name(self, server, monkeypatch):
+        remote = RestController(f"{server.url}/v1/models/mlp", timeout=0.3)
+        remote._http._pool.close()
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(3))
+        begun = time.monotonic()
+        with pytest.raises(ServingError, match="did not answer within"):
+            remote.act(tf.zeros([1, 22]), [])
+        assert time.monotonic() - begun < 1.5
 
     def test_nor_over_grpc(self, server):
         with GrpcImpostor(server) as impostor:
