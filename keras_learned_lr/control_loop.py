@@ -172,6 +172,7 @@ class ControlLoop:
     def set_horizon(self, horizon: int) -> None:
         """Sets the number of training steps of the whole run."""
         self._horizon.assign(horizon)
+        self._probe.call_again()
 
     def next_decision(self, step: int, horizon: int) -> int:
         """Returns the step at which the decision after the one at `step` is due."""
@@ -300,9 +301,10 @@ class ControlLoop:
             ]
             return tf.concat([tf.stack(packed), look.observation], axis=0)
 
-    def _follow_envelope(self, step: tf.Tensor) -> None:
-        state = self._action_state.read()
-        self._set(self._form.learning_rate(state, step, self._horizon.read_value()))
+    def _follow_envelope(self, step: tf.Tensor) -> tf.Tensor:
+        horizon = self._horizon.read_value()
+        self._set(self._form.learning_rate(self._action_state.read(), step, horizon))
+        return tf.maximum(step + 1, self._form.moves_from(horizon))
 
     def _take_back(self) -> None:
         # What the user has set by hand since the exception stays.

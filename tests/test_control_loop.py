@@ -109,14 +109,11 @@ def test_compiles_with_xla_and_gives_the_same_numbers():
 
 def all_variables(loop):
     """Everything a decision may change."""
-    probe = loop.probe
     return [
         *(loop._action_state.variable, loop._memory.variable),
         *loop._policy_state,
         loop._learning_rate,
-        *(probe._step, probe._window_start),
-        *probe._weights,
-        *probe._updates,
+        *loop.probe.variables,
     ]
 
 

@@ -16,9 +16,10 @@ from helpers import (
     rate,
 )
 
-from keras_learned_lr.observation.probe import LOSSES_KEPT, Probe
+from keras_learned_lr.observation.probe import Probe
 from keras_learned_lr.observation.statistics import Statistics
 from keras_learned_lr.observation.validation import ValidationLoss
+from keras_learned_lr.observation.window_losses import LOSSES_KEPT
 
 ALL = frozenset(
     {"window", "validation", "update", "update_cosine", "outputs", "inputs", "layer"}
@@ -116,18 +117,19 @@ class TestLosses:
         got = [w.training_loss for w in watcher.windows]
         assert got == pytest.approx(losses.reshape(2, 3).mean(axis=1), rel=1e-4)
 
-    def test_are_complete_where_the_window_is_longer_than_what_is_kept(self):
+    def test_are_the_last_where_the_window_is_longer_than_what_is_kept(self):
         x = np.ones((LOSSES_KEPT + 40, 1), "float32")
-        y = np.arange(LOSSES_KEPT + 40, dtype="float32")[:, None]
+        y = np.arange(LOSSES_KEPT + 40, dtype="float32")[::-1, None]
         trainee = keras.Sequential([keras.Input((1,)), ByX()])
         compiled(trainee, loss="mean_absolute_error", steps_per_execution=133)
         watcher = Watcher(len(x), frozenset({"window"}))
         fit(trainee, [watcher], x, y, batch_size=1, epochs=1)
-        kept = np.concatenate([y[:1, 0], y[41:, 0]])
+        kept = y[40:]
         (window,) = watcher.windows
-        assert window.training_loss_earliest == 0.0
-        assert window.training_loss_highest == y.max()
+        assert window.training_loss_earliest == kept[0]
+        assert window.training_loss_highest == kept.max()
         assert window.training_loss == pytest.approx(kept.mean(), rel=1e-5)
+        assert window.training_loss_deviation == pytest.approx(kept.std(), rel=1e-4)
 
     @pytest.mark.parametrize("bad", [np.nan, np.inf])
     def test_that_are_not_finite_are_told(self, bad):

@@ -57,7 +57,8 @@ class OptimizerLearningRate:
     def assign(self, learning_rate: tf.Tensor | float) -> None:
         """Sets the learning rate; works inside a graph."""
         for variable, share in zip(self._variables, self.shares, strict=True):
-            variable.assign(tf.cast(learning_rate * share, variable.dtype))
+            scaled = learning_rate if share == 1.0 else learning_rate * share
+            variable.assign(tf.cast(scaled, variable.dtype))
 
     def holds(self, learning_rate: float) -> bool:
         """Whether the learning rate is still what `assign` was given."""

@@ -30,6 +30,7 @@ from keras_learned_lr.observation.features import (
 )
 from keras_learned_lr.observation.layers import designated_weights
 from keras_learned_lr.observation.statistics import Statistics
+from keras_learned_lr.observation.window_losses import measure_losses
 
 # As many validation examples of each trainee as go through the model at once.
 CHUNK = 64
@@ -354,7 +355,7 @@ class Trainees:
             result = self._gradients(state.parameters, state.non_trainable, x, y)
             active = state.alive & tf.math.is_finite(result.loss)
             loss = tf.where(state.alive, result.loss, float("nan"))
-            losses = window.note_losses(losses, state.step - start, loss)
+            losses = window.note_losses(losses, state.step, loss)
             # The envelope moves the learning rate at every step.
             rate = self.form.learning_rate(state.action, state.step, members.horizon)
             parameters, optimizer = self._update(
@@ -442,7 +443,7 @@ class Trainees:
             else tf.where(now.alive, value, float("nan"))
             for name, value in measured.items()
         }
-        measured |= window.measure_losses(losses, steps)
+        measured |= measure_losses(losses, now.step, steps)
         training = measured["training_loss"]
         if members.validation is not None and "validation" in needs:
             validation = self.validation_loss(now, members)

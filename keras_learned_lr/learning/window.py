@@ -5,7 +5,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from keras_learned_lr.observation.noted_batch import UNITS_KEPT
-from keras_learned_lr.observation.probe import LOSSES_KEPT
+from keras_learned_lr.observation.window_losses import LOSSES_KEPT, place_of
 
 
 def no_losses(batch_size: int) -> tf.Tensor:
@@ -14,35 +14,15 @@ def no_losses(batch_size: int) -> tf.Tensor:
 
 
 def note_losses(kept: tf.Tensor, step: tf.Tensor, losses: tf.Tensor) -> tf.Tensor:
-    """Notes the losses of a window's step.
+    """Notes the losses of a step.
 
     Args:
         kept: float32 `[kept, batch]`.
-        step: Steps that the window had before, int64.
+        step: Training steps taken before it, int64.
         losses: `[batch]`.
     """
-    # As in the probe: the first place is for the window's first loss, the others go
-    # round.
-    place = tf.where(step < 1, step, 1 + (step - 1) % (LOSSES_KEPT - 1))
     losses = tf.cast(losses, tf.float32)[tf.newaxis]
-    return tf.tensor_scatter_nd_update(kept, [[place]], losses)
-
-
-def measure_losses(kept: tf.Tensor, steps: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Measures the losses that `note_losses` kept of a window of `steps` steps."""
-    count = tf.minimum(steps, LOSSES_KEPT)
-    inside = (tf.range(LOSSES_KEPT, dtype=tf.int64) < count)[:, tf.newaxis]
-    number = tf.cast(tf.maximum(count, 1), tf.float32)
-    losses = tf.where(inside, kept, 0.0)
-    mean = tf.reduce_sum(losses, axis=0) / number
-    spread = tf.where(inside, tf.square(losses - mean), 0.0)
-    highest = tf.reduce_max(tf.where(inside, kept, kept.dtype.min), axis=0)
-    return {
-        "training_loss": mean,
-        "training_loss_deviation": tf.sqrt(tf.reduce_sum(spread, axis=0) / number),
-        "training_loss_highest": tf.where(steps > 0, highest, 0.0),
-        "training_loss_earliest": kept[0],
-    }
+    return tf.tensor_scatter_nd_update(kept, [[place_of(step)]], losses)
 
 
 class WeightMeasures(NamedTuple):

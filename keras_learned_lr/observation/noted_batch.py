@@ -44,6 +44,12 @@ class NotedBatch:
             )
             self._outputs = replica_variable(start, shape=[self._size, None])
 
+    @property
+    def variables(self) -> list[tf.Variable]:
+        """The batch, and the outputs where they are kept."""
+        outputs = [] if self._outputs is None else [self._outputs]
+        return [*keras.tree.flatten(self._x), *outputs]
+
     def note(self, x: Any) -> None:
         """Keeps the first examples of `x` and the model's outputs for them."""
 

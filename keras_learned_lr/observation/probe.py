@@ -15,18 +15,21 @@ from keras_learned_lr.observation.layers import (
 from keras_learned_lr.observation.noted_batch import NotedBatch
 from keras_learned_lr.observation.statistics import Statistics
 from keras_learned_lr.observation.step_loss import run_and_catch_loss
-from keras_learned_lr.observation.tensors import as_float, replica_variable
-
-# A window's loss statistics cover at most so many steps: its first and its last.
-LOSSES_KEPT = 1024
+from keras_learned_lr.observation.tensors import as_float, replica_variable, run_if
+from keras_learned_lr.observation.window_losses import (
+    LOSSES_KEPT,
+    measure_losses,
+    place_of,
+)
 
 
 class Probe:
     """Sees what goes through a model's training step.
 
-    Inside every training step it notes the loss; at the first step of a window also a
-    batch of inputs and the model's outputs for it. `measure` turns that into
-    Statistics. The user's metrics, random seeds and weights stay as they were.
+    Inside every training step it notes the loss, and little else: at most steps there
+    is nothing more to do. At the first step of a window it also notes a batch of inputs
+    and the model's outputs for it. `measure` turns that into Statistics. The user's
+    metrics, random seeds and weights stay as they were.
 
     Args:
         model: The compiled and built model.
@@ -35,8 +38,9 @@ class Probe:
         designated_layer: The layer for `layer_mean` and `layer_variance`: its name, or
             None for the last layer that has a weight matrix.
         probe_size: Examples of the noted batch; a smaller batch is repeated to it.
-        before_step: Called at the start of every training step, inside its graph,
-            with the number of steps taken.
+        before_step: Called before a window's first training step, inside its graph,
+            with the number of steps taken, int64. It returns the step before which it
+            is to be called again.
         when_stale: Called when the tap is found in a model whose run ended in an
             exception.
 
@@ -51,7 +55,7 @@ class Probe:
         validation_loss: Callable[[], tf.Tensor] | None = None,
         designated_layer: str | None = None,
         probe_size: int = 32,
-        before_step: Callable[[tf.Tensor], None] | None = None,
+        before_step: Callable[[tf.Tensor], tf.Tensor] | None = None,
         when_stale: Callable[[], None] | None = None,
     ) -> None:
         self._model = model
@@ -66,6 +70,7 @@ class Probe:
         with model.distribute_strategy.scope():
             self._step = replica_variable(0, tf.int64)
             self._window_start = replica_variable(0, tf.int64)
+            self._next_call = replica_variable(0, tf.int64)
             self._losses = replica_variable(tf.zeros(LOSSES_KEPT))
         self._noted: NotedBatch | None = None
         self._layer_weights: list[keras.Variable] = []
@@ -82,6 +87,20 @@ class Probe:
     def step(self) -> tf.Tensor:
         """Training steps taken since `start`, int64."""
         return self._step.read_value()
+
+    @property
+    def variables(self) -> list[tf.Variable]:
+        """All that the probe remembers, in an order that depends on the model alone.
+
+        What a checkpoint must hold. The noted batch is among them once `ready`.
+        """
+        noted = [] if self._noted is None else self._noted.variables
+        return [
+            *(self._step, self._window_start, self._next_call, self._losses),
+            *self._weights,
+            *self._updates,
+            *noted,
+        ]
 
     @property
     def ready(self) -> bool:
@@ -127,9 +146,13 @@ class Probe:
 
     def start(self) -> None:
         """Begins a run: no steps taken, weights noted."""
-        self._step.assign(0)
-        self._window_start.assign(0)
+        for variable in (self._step, self._window_start, self._next_call):
+            variable.assign(0)
         self._note_weights()
+
+    def call_again(self) -> None:
+        """Calls `before_step` before the next training step, whatever it returned."""
+        self._next_call.assign(0)
 
     # What happens inside a training step.
 
@@ -139,17 +162,16 @@ class Probe:
                 # A `compile` after the exception has thrown the guard away.
                 self.remove()
                 return train_step(data)
-            # Not before there is a batch: data of unknown length ends in a step that
-            # finds none.
-            with tf.control_dependencies(_tensors(data)):
-                if self._before_step is not None:
-                    self._before_step(self._step.read_value())
             if not self._knows_weights:
                 with tf.init_scope():
                     self._build(data)
-            self._note_batch(data)
+            # Not before there is a batch: data of unknown length ends in a step that
+            # finds none.
+            with tf.control_dependencies(_tensors(data)):
+                step = self._step.read_value()
+                run_if(step >= self._next_call, lambda: self._prepare(step, data))
             logs, loss = run_and_catch_loss(self._model, train_step, data)
-            self._note_loss(loss)
+            self._note_loss(step, loss)
             return logs
 
         tapped_train_step.probe = self  # type: ignore[attr-defined]
@@ -189,21 +211,29 @@ class Probe:
         for copy in self._updates:
             copy.assign(tf.zeros_like(copy))
 
-    def _note_loss(self, loss: tf.Tensor) -> None:
-        # The first place is for the window's first loss, the others go round.
-        place = self._step - self._window_start
-        place = tf.where(place < 1, place, 1 + (place - 1) % (LOSSES_KEPT - 1))
-        # Not a scatter on the variable: under MirroredStrategy there is none.
-        losses = tf.tensor_scatter_nd_update(
-            self._losses.read_value(), [[place]], [loss]
-        )
-        self._losses.assign(losses)
+    def _prepare(self, step: tf.Tensor, data: Any) -> None:
+        """Does what is to be done before few steps only."""
+        if self._needs & {"outputs", "inputs"}:
+            self._note_batch(step, data)
+        never = tf.constant(tf.int64.max, tf.int64)
+        again = never if self._before_step is None else self._before_step(step)
+        self._next_call.assign(again)
+
+    def _note_loss(self, step: tf.Tensor, loss: tf.Tensor) -> None:
+        place = place_of(step)
+        if self._model.jit_compile:
+            # XLA makes a loop of a scatter, and one pass of this.
+            here = tf.range(LOSSES_KEPT, dtype=tf.int64) == place
+            self._losses.assign(tf.where(here, loss, self._losses.read_value()))
+        else:
+            # In place; a variable of a strategy has no method of its own for it.
+            tf.raw_ops.ResourceScatterUpdate(
+                resource=self._losses.handle, indices=place, updates=loss
+            )
         with tf.control_dependencies([loss]):
             self._step.assign_add(1)
 
-    def _note_batch(self, data: Any) -> None:
-        if not self._needs & {"outputs", "inputs"}:
-            return
+    def _note_batch(self, step: tf.Tensor, data: Any) -> None:
         x = keras.utils.unpack_x_y_sample_weight(data)[0]
         try:
             if self._noted is None:
@@ -211,11 +241,8 @@ class Probe:
                     self._noted = NotedBatch(
                         self._model, x, self._probe_size, "outputs" in self._needs
                     )
-            tf.cond(
-                tf.equal(self._step, self._window_start),
-                lambda: self._noted.note(x),  # type: ignore[union-attr]
-                lambda: None,
-            )
+            noted = self._noted
+            run_if(tf.equal(step, self._window_start), lambda: noted.note(x))
         except Exception as error:  # A custom train_step may feed the model otherwise.
             self._needs -= {"outputs", "inputs"}
             warnings.warn(
@@ -259,7 +286,7 @@ class Probe:
             default_learning_rate: What the optimizer was compiled with.
         """
         steps = self._step - self._window_start
-        losses = self._window_losses(steps)
+        losses = measure_losses(self._losses.read_value(), self._step, steps)
         validation = self._measure_validation(losses["training_loss"])
         finite = tf.math.is_finite(losses["training_loss"])
         finite &= tf.math.is_finite(validation) | (steps == 0)
@@ -278,22 +305,8 @@ class Probe:
             **self._measure_batch(steps),
         )
         self._window_start.assign(self._step)
+        self._next_call.assign(self._step)
         return statistics
-
-    def _window_losses(self, steps: tf.Tensor) -> dict[str, tf.Tensor]:
-        kept = tf.minimum(steps, LOSSES_KEPT)
-        inside = tf.range(LOSSES_KEPT, dtype=tf.int64) < kept
-        count = tf.cast(tf.maximum(kept, 1), tf.float32)
-        losses = tf.where(inside, self._losses, 0.0)
-        mean = tf.reduce_sum(losses) / count
-        spread = tf.where(inside, tf.square(losses - mean), 0.0)
-        highest = tf.reduce_max(tf.where(inside, losses, losses.dtype.min))
-        return {
-            "training_loss": mean,
-            "training_loss_deviation": tf.sqrt(tf.reduce_sum(spread) / count),
-            "training_loss_highest": tf.where(steps > 0, highest, 0.0),
-            "training_loss_earliest": losses[0],
-        }
 
     def _measure_validation(self, training_loss: tf.Tensor) -> tf.Tensor:
         if self._validation_loss is not None:

@@ -46,7 +46,12 @@ class ValidationLoss:
         ]
         self._unflatten = subset.unflatten
         self._loss = self._choose_loss()
-        self._check(self._groups[0])
+        self._measure: Any = self._mean_loss
+        if not model.run_eagerly:
+            # Of its own, so that it is traced once for the check, for the decision
+            # before step 1 and for those in a graph.
+            self._measure = tf.function(self._mean_loss, autograph=False)
+        self._check()
 
     @property
     def size(self) -> int:
@@ -55,6 +60,9 @@ class ValidationLoss:
 
     def __call__(self) -> tf.Tensor:
         """Returns the mean loss over the subset, a float32 scalar."""
+        return self._measure()
+
+    def _mean_loss(self) -> tf.Tensor:
         return tf.add_n([self._summed_loss(leaves) for leaves in self._groups]) / (
             self._count
         )
@@ -115,14 +123,14 @@ class ValidationLoss:
             )
         return logs["loss"]
 
-    def _check(self, tensors: list[tf.Tensor]) -> None:
-        few = [leaf[:2] for leaf in tensors]
-        run = self._chunk_loss
-        if not self._model.run_eagerly:
-            # Only traced: a wrong structure is told before the first step, for free.
-            run = tf.function(self._chunk_loss, autograph=False).get_concrete_function
+    def _check(self) -> None:
+        tensors = self._groups[0]
         try:
-            run(few)
+            if self._model.run_eagerly:
+                self._chunk_loss([leaf[:2] for leaf in tensors])
+            else:
+                # Only traced: a wrong structure is told before the first step.
+                self._measure.get_concrete_function()
         except Exception as error:
             shapes = tf.nest.map_structure(
                 lambda leaf: f"{leaf.dtype.name}{tuple(leaf.shape)}",
