@@ -23,6 +23,9 @@ from keras_learned_lr.controllers import as_controller
 from keras_learned_lr.observation.probe import remove_stale_tap
 from keras_learned_lr.observation.validation import ValidationLoss
 
+# On the Pareto front of cost against quality: see docs/cost.md.
+VALIDATION_SIZE = 256
+PROBE_SIZE = 32
 # Steps that an epoch of unknown length is taken to have at least.
 SHORTEST_EPOCH = 100
 
@@ -80,14 +83,14 @@ class LearnedLearningRate(keras.callbacks.Callback):
         controller: Any = "default",
         *,
         validation_data: Any = None,
-        validation_size: int | None = 256,
+        validation_size: int | None = VALIDATION_SIZE,
         update_freq: int | str = "auto",
         total_steps: int | None = None,
         default_learning_rate: float | None = None,
         min_learning_rate: float | None = None,
         max_learning_rate: float | None = None,
         designated_layer: str | None = None,
-        probe_size: int = 32,
+        probe_size: int = PROBE_SIZE,
         seed: int | None = None,
         verbose: int = 0,
     ) -> None:

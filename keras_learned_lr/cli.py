@@ -434,6 +434,85 @@ def _names(joined: str | None) -> tuple[str, ...] | None:
     return None if joined is None else tuple(joined.split(","))
 
 
+@benchmark_app.command("overhead")
+def benchmark_overhead(
+    rounds: Annotated[
+        int, typer.Option(min=1, help="How often the fits of 2000 steps are repeated.")
+    ] = 3,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Leave out the fits of 10 000 steps.")
+    ] = False,
+    xla: Annotated[
+        bool | None,
+        typer.Option("--xla/--no-xla", help="By default what Keras chooses."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure what the callback costs, against fit without it."""
+    from keras_learned_lr.benchmark import overhead
+
+    report = overhead.run(rounds, quick, "auto" if xla is None else xla)
+    if as_json:
+        print(json.dumps(report))
+        return
+    table = Table(title="fit with the callback over fit without")
+    for heading in ("fit", "time", "± of a round", "processor time"):
+        table.add_column(heading, justify="right")
+    for name, processor in report["processor"].items():
+        table.add_row(
+            name.replace("_", " "),
+            f"{report[name] - 1:+.2%}",
+            f"{report['errors'][name]:.2%}",
+            f"{processor - 1:+.2%}",
+        )
+    console.print(table)
+    for name, parts in report["decision_ms"].items():
+        shares = ", ".join(f"{part} {taken:.2f}" for part, taken in parts.items())
+        console.print(f"Milliseconds of a decision, {name}: {shares}.")
+    facts = ("step_ms", "tap", "counts", "memory", "first_fit_seconds")
+    for name in (*facts, "import_seconds"):
+        console.print(f"{name.replace('_', ' ')}: {report[name]}")
+
+
+@benchmark_app.command("cost-front")
+def benchmark_cost_front(
+    results: Annotated[
+        Path, typer.Option(help="JSON-lines file of fits; those in it are kept.")
+    ] = Path("benchmarks/cost_front.jsonl"),
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw the points and their front here.")
+    ] = None,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Train nothing, report what is there.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Weigh cost against quality: how many decisions, how large the subsets."""
+    from keras_learned_lr.benchmark import cost_front
+
+    try:
+        made = cost_front.run(results, measure=not report_only)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    if picture is not None:
+        cost_front.draw(made, picture)
+    if as_json:
+        print(json.dumps(made))
+        return
+    table = Table(title="Cost at 2000 steps, and test loss over the default's")
+    headings = ("decisions", "validation_size", "probe_size")
+    for heading in (*headings, "cost", "loss", "on the front"):
+        table.add_column(heading.replace("_", " "), justify="right")
+    for point in made:
+        table.add_row(
+            *(str(point[heading]) for heading in headings),
+            f"{point['cost']:.2%}",
+            f"{point['ratio']:.3f} ± {point['error']:.3f}",
+            "yes" if point["on_front"] else "",
+        )
+    console.print(table)
+
+
 @benchmark_app.command("throughput")
 def benchmark_throughput(
     seconds: Annotated[

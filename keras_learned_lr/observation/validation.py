@@ -58,6 +58,15 @@ class ValidationLoss:
         """Examples in the subset."""
         return self._count
 
+    @property
+    def nbytes(self) -> int:
+        """What the subset takes on the device."""
+        return sum(
+            leaf.dtype.size * int(tf.size(leaf))
+            for leaves in self._groups
+            for leaf in leaves
+        )
+
     def __call__(self) -> tf.Tensor:
         """Returns the mean loss over the subset, a float32 scalar."""
         return self._measure()

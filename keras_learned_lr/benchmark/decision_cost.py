@@ -1,0 +1,248 @@
+"""What one decision costs, part by part, and what it holds and copies."""
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_learned_lr.benchmark.workloads import Workload
+from keras_learned_lr.callback import (
+    PROBE_SIZE,
+    VALIDATION_SIZE,
+    LearnedLearningRate,
+)
+from keras_learned_lr.control.controller import Controller
+from keras_learned_lr.control.saved_model import load_controller
+from keras_learned_lr.control_loop import ControlLoop
+from keras_learned_lr.observation.features import initial_memory, observe
+from keras_learned_lr.observation.statistics import Statistics
+from keras_learned_lr.observation.validation import ValidationLoss
+
+WARM_UP = 3
+
+
+def time_decision(
+    workload: Workload,
+    turns: int = 30,
+    jit_compile: bool | str = "auto",
+    validation_size: int = VALIDATION_SIZE,
+    probe_size: int = PROBE_SIZE,
+) -> dict[str, float]:
+    """Times the decisions of the shipped controller on a model that trains.
+
+    Args:
+        workload: The model and its data.
+        turns: How often each part is timed; medians are returned.
+        jit_compile: See `keras.Model.compile`.
+        validation_size: See `LearnedLearningRate`.
+        probe_size: See `LearnedLearningRate`.
+
+    Returns:
+        Milliseconds: `total`, a whole decision; `statistics`, `features` and `policy`,
+        its parts as graphs of their own, without what it takes to call a graph;
+        `python`, the rest: the call, the action form, the copy to the host, the record.
+        `validation`, the part of the statistics that is the validation loss; `step`, a
+        training step of the same model, for comparison.
+    """
+    model = workload.compiled(jit_compile)
+    controller = load_controller("default")
+    spec = controller.observation_spec
+    measure_validation = ValidationLoss(model, workload.validation(), validation_size)
+    form = controller.action_form
+    loop = ControlLoop(
+        model, controller, form, measure_validation, probe_size=probe_size
+    )
+    rate = tf.constant(1e-3)
+
+    def statistics() -> Statistics:
+        return loop.probe.measure(tf.constant(10_000, tf.int64), rate, rate, rate)
+
+    # Arguments, so that nothing is computed once for all.
+    measured = Statistics(*(tf.constant(0.5) for _ in Statistics._fields))
+    observation = tf.zeros([1, len(spec.names)])
+    memory, state = initial_memory(), controller.initial_state(1)
+    graphs: dict[str, Callable[[], Any]] = {
+        "statistics": _graph(statistics),
+        "validation": _graph(measure_validation),
+        "features": _graph(functools.partial(observe, spec), measured, memory),
+        "policy": _graph(lambda o, s: controller.act(o, s)[:2], observation, state),
+        "call": _graph(lambda: tf.constant(0.0)),
+    }
+    batches = iter(workload.batches())
+
+    def step() -> None:
+        loop.probe.expect_step()
+        model.train_function(batches)
+
+    # Each turn trains on, so that caches are as a decision finds them.
+    parts = {"step": step} | graphs | {"total": loop.decide}
+    taken: dict[str, list[float]] = {name: [] for name in parts}
+    loop.start(horizon=10_000)
+    try:
+        for turn in range(turns + WARM_UP):
+            for name, part in parts.items():
+                begun = time.perf_counter()
+                part()
+                if turn >= WARM_UP:
+                    taken[name].append(time.perf_counter() - begun)
+    finally:
+        loop.stop()
+    milliseconds = {name: 1e3 * float(np.median(t)) for name, t in taken.items()}
+    call = milliseconds.pop("call")
+    for name in graphs.keys() - {"call"}:
+        milliseconds[name] = max(0.0, milliseconds[name] - call)
+    known = sum(milliseconds[name] for name in ("statistics", "features", "policy"))
+    milliseconds["python"] = milliseconds["total"] - known
+    return milliseconds
+
+
+def _graph(function: Callable, *arguments: Any) -> Callable[[], Any]:
+    graph = tf.function(function, autograph=False)
+    return lambda: graph(*arguments)
+
+
+class CountingLearningRate(LearnedLearningRate):
+    """The callback, counting what its hooks copy from the device to the host.
+
+    Attributes:
+        copies: Copies of each decision during training.
+        idle_copies: Copies of all hooks between them together.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.copies: list[int] = []
+        self.idle_copies = 0
+
+    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
+        """Counts around the callback's own hook."""
+        with self._counting():
+            super().on_train_batch_begin(batch, logs)
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Counts around the callback's own hook."""
+        with self._counting():
+            super().on_train_batch_end(batch, logs)
+
+    @contextlib.contextmanager
+    def _counting(self) -> Iterator[None]:
+        before = len(self._records)
+        with host_copies() as copies:
+            yield
+        if len(self._records) > before:
+            self.copies.append(len(copies))
+        else:
+            self.idle_copies += len(copies)
+
+
+@contextlib.contextmanager
+def host_copies() -> Iterator[list[int]]:
+    """Yields a list that gets the size of every tensor copied to the host."""
+    kind = type(tf.constant(0.0))
+    # What numpy(), float(), int() and bool() come down to.
+    copy, copies = kind._numpy, []
+
+    def counting(tensor: Any) -> Any:
+        copies.append(int(np.prod(tensor.shape)))
+        return copy(tensor)
+
+    kind._numpy = counting
+    try:
+        yield copies
+    finally:
+        del kind._numpy
+
+
+def count_in_fits(
+    workload: Workload, steps: int, jit_compile: bool | str = "auto"
+) -> dict[str, int]:
+    """Counts what decisions do in two fits of one model, which fits warm up nothing.
+
+    Args:
+        workload: The model and its data.
+        steps: Training steps of each fit.
+        jit_compile: See `keras.Model.compile`.
+
+    Returns:
+        `decisions` of a fit; `synchronisations`, the most copies to the host that a
+        decision during training made; `idle_synchronisations`, the copies between
+        decisions; `retraces`, the graphs of training steps and decisions that were
+        built after the first decision during training.
+    """
+    model, traces = workload.compiled(jit_compile), []
+    train_step = model.train_step
+
+    def traced_train_step(data: Any) -> Any:
+        traces.append("training step")
+        return train_step(data)
+
+    model.train_step = traced_train_step
+    rate = CountingLearningRate(validation_data=workload.validation())
+    graphs: list[int] = []
+
+    def count(batch: int, logs: dict | None) -> None:
+        decide = rate._loop.decide_function
+        graphs.append(len(traces) + decide.experimental_get_tracing_count())
+
+    counting = keras.callbacks.LambdaCallback(on_train_batch_end=count)
+    for _ in range(2):
+        model.fit(
+            workload.batches(),
+            epochs=2,
+            steps_per_epoch=steps // 2,
+            verbose=0,
+            callbacks=[rate, counting],
+        )
+    decided = rate.decisions["step"]
+    first = int(decided[decided > 0][0])
+    return {
+        "decisions": len(decided),
+        "synchronisations": max(rate.copies),
+        "idle_synchronisations": rate.idle_copies,
+        "retraces": graphs[-1] - graphs[first - 1],
+    }
+
+
+def count_memory(
+    workload: Workload, controller: Controller | None = None
+) -> dict[str, int]:
+    """Counts what the callback's defaults hold beside the model, in bytes.
+
+    Args:
+        workload: The model and its data.
+        controller: The shipped one, if not told otherwise.
+
+    Returns:
+        `variables`: copies of weights, the noted batch with its outputs, the window's
+        losses; `validation`: the subset. For comparison, `trainable_weights` and
+        `probe_batch`, the inputs alone.
+    """
+    model = workload.compiled(jit_compile=False)
+    controller = controller or load_controller("default")
+    measure_validation = ValidationLoss(model, workload.validation(), VALIDATION_SIZE)
+    form = controller.action_form
+    loop = ControlLoop(
+        model, controller, form, measure_validation, probe_size=PROBE_SIZE
+    )
+    batches = workload.batches()
+    loop.start(horizon=100)
+    loop.probe.expect_step()
+    model.train_function(iter(batches))
+    loop.stop()
+    inputs, _ = next(iter(batches.take(1)))
+    return {
+        "variables": _bytes(loop.probe.variables),
+        "validation": measure_validation.nbytes,
+        "trainable_weights": _bytes(model.trainable_variables),
+        "probe_batch": _bytes([inputs[:PROBE_SIZE]]),
+    }
+
+
+def _bytes(values: Iterable[Any]) -> int:
+    arrays = (keras.ops.convert_to_numpy(value) for value in values)
+    return sum(array.nbytes for array in arrays)

@@ -1,0 +1,251 @@
+"""What the callback costs: `fit` with it over `fit` without."""
+
+import functools
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from keras_learned_lr.benchmark.decision_cost import (
+    count_in_fits,
+    count_memory,
+    time_decision,
+)
+from keras_learned_lr.benchmark.turns import Turns, run_in_turns
+from keras_learned_lr.benchmark.workloads import TINY, WORKLOADS, Workload
+from keras_learned_lr.callback import LearnedLearningRate
+
+STEPS = (2_000, 10_000)
+# Training steps of one fit before the other one's turn: long against a change of
+# places, short against what else the machine does.
+TURN = 50
+# Training steps of a fit in which decisions are only counted, not timed.
+COUNTED = 200
+TAPPED = 4_000
+IMPORTS = 5
+IMPORT = """
+import json, time
+begun = time.perf_counter()
+import keras
+between = time.perf_counter()
+import keras_learned_lr
+print(json.dumps([between - begun, time.perf_counter() - between]))
+"""
+Callbacks = list[keras.callbacks.Callback]
+
+
+def run(
+    rounds: int = 3,
+    quick: bool = False,
+    jit_compile: bool | str = "auto",
+    steps: tuple[int, ...] | None = None,
+) -> dict[str, Any]:
+    """Measures everything with the callback's default settings.
+
+    Two fits of the same model, one with the callback and one without any, run side by
+    side and change places every 50 steps. Each model has trained before, so that no
+    graph is built; what building costs is reported apart.
+
+    Args:
+        rounds: How often the shortest fits are repeated; longer ones run once.
+        quick: Leaves out all but the shortest fits.
+        jit_compile: See `keras.Model.compile`.
+        steps: Training steps of the fits, multiples of 50, shortest first; 2000 and
+            10 000 by default.
+
+    Returns:
+        A dict, JSON-ready. `cnn_2000` and so on: seconds with the callback over seconds
+        without, the median over the rounds; `processor`, the same in processor time,
+        which neighbours on the machine disturb less; `errors`, the standard errors of
+        the ratios, as the turns tell them. `step_ms`, a training step without. `tap`,
+        `decision_ms`, `counts` and `memory`: see `measure_tap`, `time_decision`,
+        `count_in_fits` and `count_memory`. `first_fit_seconds`, what the callback adds
+        to a model's first fit. `import_seconds`, of keras, and what this package adds.
+    """
+    steps = steps or STEPS
+    report: dict[str, Any] = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "load_before": os.getloadavg()[0],
+        "jit_compile": jit_compile,
+        "import_seconds": import_seconds(),
+        "tap": measure_tap(jit_compile),
+    }
+    ratios: dict[str, float] = {}
+    processor: dict[str, float] = {}
+    errors: dict[str, float] = {}
+    by_model: dict[str, dict[str, Any]] = {}
+    for name, workload in WORKLOADS.items():
+        rate = LearnedLearningRate(validation_data=workload.validation())
+        pair = Pair(workload, [], [rate], jit_compile)
+        for count in steps[:1] if quick else steps:
+            repeats = rounds if count == steps[0] else 1
+            made = [pair(count, swap=turn % 2 == 1) for turn in range(repeats)]
+            middle = Comparison(*np.median(made, axis=0).tolist())
+            key = f"{name}_{count}"
+            ratios[key], errors[key] = middle.ratio, middle.error
+            processor[key] = middle.processor
+        by_model[name] = {
+            "step_ms": middle.step_ms,
+            "decision_ms": time_decision(workload, jit_compile=jit_compile),
+            "counts": count_in_fits(workload, COUNTED, jit_compile),
+            "memory": count_memory(workload),
+            "first_fit_seconds": pair.first_fit_seconds,
+        }
+    facts = next(iter(by_model.values()))
+    turned = {fact: {name: by_model[name][fact] for name in by_model} for fact in facts}
+    return {
+        **ratios,
+        "processor": processor,
+        "errors": errors,
+        **turned,
+        **report,
+        "load_after": os.getloadavg()[0],
+    }
+
+
+class Comparison(NamedTuple):
+    """A fit with a callback against one without.
+
+    Attributes:
+        ratio: Seconds with over seconds without.
+        processor: The same in processor time.
+        error: Standard error of the ratio, from the differences of the turns.
+        step_ms: Milliseconds of a training step without.
+        added_us: Microseconds that a step takes longer with.
+        added_processor_us: The same in processor time.
+    """
+
+    ratio: float
+    processor: float
+    error: float
+    step_ms: float
+    added_us: float
+    added_processor_us: float
+
+
+class Pair:
+    """Two models of a workload, trained with one list of callbacks and another.
+
+    Args:
+        workload: The model and its data.
+        without: Callbacks of the one.
+        with_them: Callbacks of the other.
+        jit_compile: See `keras.Model.compile`.
+
+    Attributes:
+        first_fit_seconds: What the other callbacks added to a model's first fit.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        without: Callbacks,
+        with_them: Callbacks,
+        jit_compile: bool | str = "auto",
+    ) -> None:
+        batches = workload.batches()
+
+        def make(callbacks: Callbacks) -> tuple[Callable[..., None], float]:
+            model = workload.compiled(jit_compile)
+
+            def fit(more: Callbacks, steps: int = 4, turn: int = 2) -> None:
+                model.fit(
+                    batches,
+                    epochs=steps // turn,
+                    steps_per_epoch=turn,
+                    verbose=0,
+                    callbacks=[*callbacks, *more],
+                )
+
+            begun = time.perf_counter()
+            fit([])
+            return fit, time.perf_counter() - begun
+
+        make(without)  # pays for what TensorFlow prepares once in a process
+        self._without, plain = make(without)
+        self._with, watched = make(with_them)
+        self.first_fit_seconds = watched - plain
+
+    def __call__(self, steps: int, turn: int = TURN, swap: bool = False) -> Comparison:
+        """Fits both for so many steps, in turns.
+
+        Args:
+            steps: A multiple of `turn`.
+            turn: Training steps before the other one goes on.
+            swap: Lets the other one begin.
+        """
+        fits = [
+            functools.partial(fit, steps=steps, turn=turn)
+            for fit in (self._without, self._with)
+        ]
+        if swap:
+            with_them, without = run_in_turns(*fits[::-1])
+        else:
+            without, with_them = run_in_turns(*fits)
+        return compare(with_them, without, steps)
+
+
+def compare(with_them: Turns, without: Turns, steps: int) -> Comparison:
+    """Compares two fits of so many steps, turn by turn."""
+    seconds, processor = without.seconds.sum(), without.processor.sum()
+    added = with_them.seconds - without.seconds
+    added_processor = with_them.processor.sum() - processor
+    return Comparison(
+        ratio=1.0 + added.sum() / seconds,
+        processor=1.0 + added_processor / processor,
+        error=np.std(added) * np.sqrt(len(added)) / seconds,
+        step_ms=1e3 * seconds / steps,
+        added_us=1e6 * added.sum() / steps,
+        added_processor_us=1e6 * added_processor / steps,
+    )
+
+
+class Idle(keras.callbacks.Callback):
+    """Does nothing after every step; Keras then runs `fit` as it does with us."""
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Does nothing."""
+
+
+def measure_tap(
+    jit_compile: bool | str = "auto", steps: int = TAPPED, rounds: int = 5
+) -> dict[str, float]:
+    """Measures what the tap adds to a training step, with no decision but the first.
+
+    Returns:
+        `us`, microseconds on the clock that a step of a tiny model takes longer than
+        with a callback that does nothing; `processor_us`, microseconds of processor
+        time; medians over the rounds.
+    """
+    rate = LearnedLearningRate(
+        validation_data=TINY.validation(), update_freq=10 * steps
+    )
+    pair = Pair(TINY, [Idle()], [rate], jit_compile)
+    turn = max(1, steps // 10)
+    made = [pair(steps, turn, swap=k % 2 == 1) for k in range(rounds)]
+    middle = Comparison(*np.median(made, axis=0).tolist())
+    return {"us": middle.added_us, "processor_us": middle.added_processor_us}
+
+
+def import_seconds(times: int = IMPORTS) -> dict[str, float]:
+    """Measures how long keras and then this package take to import, the medians."""
+    taken = [
+        json.loads(
+            subprocess.run(
+                [sys.executable, "-W", "ignore", "-c", IMPORT],
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout.splitlines()[-1]
+        )
+        for _ in range(times)
+    ]
+    keras_alone, added = np.median(taken, axis=0).tolist()
+    return {"keras": keras_alone, "keras_learned_lr": added}

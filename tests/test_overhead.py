@@ -1,0 +1,113 @@
+"""What the benchmark of overhead counts; never what it times."""
+
+import json
+
+import pytest
+from helpers import GraphController, every
+from typer.testing import CliRunner
+
+from keras_learned_lr.benchmark import cost_front, decision_cost, overhead
+from keras_learned_lr.benchmark.turns import run_in_turns
+from keras_learned_lr.benchmark.workloads import TINY
+from keras_learned_lr.cli import app
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["", "jit"])
+def test_decisions_synchronise_once_and_build_no_graph(jit):
+    counts = decision_cost.count_in_fits(TINY, 40, jit_compile=jit)
+    assert counts["decisions"] > 15
+    assert counts["synchronisations"] == 1
+    assert counts["idle_synchronisations"] == 0
+    assert counts["retraces"] == 0
+
+
+def test_synchronisations_are_seen(monkeypatch):
+    """The counter counts what the callback does not do."""
+    hook = decision_cost.CountingLearningRate._decide
+
+    def fetching(self):
+        hook(self)
+        float(self._loop.probe.step)
+        self._loop.probe.step.numpy()
+
+    monkeypatch.setattr(decision_cost.CountingLearningRate, "_decide", fetching)
+    assert decision_cost.count_in_fits(TINY, 10, False)["synchronisations"] == 3
+
+
+class TestMemory:
+    def test_is_two_copies_of_the_weights_and_the_probe_batch(self):
+        held = decision_cost.count_memory(TINY)
+        copies = held["variables"] - 2 * held["trainable_weights"]
+        # Losses, counters and the outputs for the batch are left.
+        outputs = 8 * 10 * 4
+        assert copies == held["probe_batch"] + outputs + 1024 * 4 + 3 * 8
+        assert held["validation"] == 256 * (8 * 4 + 8)
+
+    def test_is_no_copy_where_no_feature_needs_one(self):
+        controller = GraphController(0.0, ["training_vs_first"], every(2))
+        held = decision_cost.count_memory(TINY, controller)
+        assert held["variables"] == 1024 * 4 + 3 * 8
+
+
+def test_two_fits_take_turns():
+    taken = []
+
+    def fit(name):
+        def epochs(callbacks):
+            for epoch in range(3):
+                taken.append(name)
+                for callback in callbacks:
+                    callback.on_epoch_end(epoch)
+
+        return epochs
+
+    first, second = run_in_turns(fit("first"), fit("second"))
+    assert taken == ["first", "second"] * 3
+    assert len(first.seconds) == len(second.processor) == 3
+
+
+def test_a_fit_that_fails_lets_the_other_one_end():
+    taken = []
+
+    def failing(callbacks):
+        raise RuntimeError("out of memory")
+
+    def fit(callbacks):
+        for epoch in range(3):
+            taken.append(epoch)
+            callbacks[0].on_epoch_end(epoch)
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run_in_turns(failing, fit)
+    assert taken == [0, 1, 2]
+
+
+def test_the_front_is_what_nothing_beats():
+    settings = [cost_front.Setting(n, 256, 32) for n in (8, 24, 48)]
+    records = [
+        {**setting._asdict(), "task": "a", "start": 1.0, "seed": 0, "loss": loss}
+        for setting, loss in zip(settings, (1.2, 1.0, 1.1), strict=True)
+    ]
+    records.append({**settings[0]._asdict(), "model": "m", "total": 5.0, "step": 10.0})
+    points = cost_front.points(records, tuple(settings))
+    assert [p["on_front"] for p in points] == [True, True, False]
+    assert [p["ratio"] for p in points] == pytest.approx([1.2, 1.0, 1.1])
+    assert points[1]["cost"] == pytest.approx(24 * 5.0 / (2000 * 10.0))
+
+
+@pytest.mark.slow
+def test_the_command_tells_all(monkeypatch):
+    monkeypatch.setattr(overhead, "STEPS", (100, 150))
+    command = ["benchmark", "overhead", "--rounds", "1", "--no-xla", "--json"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout.splitlines()[-1])
+    for name in ("cnn", "transformer"):
+        assert report[f"{name}_100"] > 0 and report["processor"][f"{name}_150"] > 0
+        assert report["counts"][name]["synchronisations"] == 1
+        assert report["counts"][name]["retraces"] == 0
+        parts = report["decision_ms"][name]
+        total = sum(parts[p] for p in ("statistics", "features", "policy", "python"))
+        assert total == pytest.approx(parts["total"])
+    assert set(report["import_seconds"]) == {"keras", "keras_learned_lr"}
+    assert set(report["tap"]) == {"us", "processor_us"}
