@@ -23,7 +23,7 @@ from keras_learned_lr.controllers import as_controller
 from keras_learned_lr.observation.probe import remove_stale_tap
 from keras_learned_lr.observation.validation import ValidationLoss
 
-# On the Pareto front of cost against quality: see docs/cost.md.
+# Most of what a decision costs: see docs/cost.md.
 VALIDATION_SIZE = 256
 PROBE_SIZE = 32
 # Steps that an epoch of unknown length is taken to have at least.
