@@ -48,7 +48,8 @@ class LearnedLearningRate(keras.callbacks.Callback):
     ```
 
     Callbacks that log, such as `CSVLogger` and `TensorBoard`, find the learning rate
-    in `logs["learning_rate"]` if they come after this one.
+    in `logs["learning_rate"]` if they come after this one. A callback that sets the
+    learning rate, such as `ReduceLROnPlateau`, is overruled, with one warning.
 
     Args:
         controller: The name of a shipped controller, a path, a `Controller`, a
@@ -183,12 +184,14 @@ class LearnedLearningRate(keras.callbacks.Callback):
         self._prepare_loop(form)
         self._records, self._rewards = [], []
         self._begun, self._broken, self._warned = False, False, False
+        self._contested = False
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Begins the run at its first epoch: only here `initial_epoch` is known."""
         if not self._begun:
             self._epochs = self.params["epochs"] - epoch
             self._step = self._epoch_start = 0
+            self._refuse_another()
             self._check_horizon()
             self._begun = self._running = True
             try:
@@ -238,9 +241,19 @@ class LearnedLearningRate(keras.callbacks.Callback):
         except Exception as error:
             self._warn(f"The controller could not learn from the end: {error}")
         self._running = False
+        contested = self._loop.contested
         self._loop.stop()
+        self._tell_if_contested(contested)
 
     # How the parts are put together.
+
+    def _refuse_another(self) -> None:
+        # A tap that is there now is of this `fit`: older ones went in `on_train_begin`.
+        if remove_stale_tap(self.model):
+            raise ValueError(
+                "Two LearnedLearningRate callbacks in one `fit` would overrule each "
+                "other. Pass one."
+            )
 
     def _form(self) -> ActionForm:
         form = self.controller.action_form
@@ -336,10 +349,22 @@ class LearnedLearningRate(keras.callbacks.Callback):
                 "A loss or an action was not finite. The learning rate stays at "
                 f"{record.learning_rate:g}, the last under which losses were finite."
             )
+        self._tell_if_contested(record.contested)
         if self._verbose:
             print(
                 f"step {record.step}: learning rate {record.learning_rate:.3g}, "
                 f"factor {record.factor:.3g}, loss {record.loss:.4g}"
+            )
+
+    def _tell_if_contested(self, contested: bool) -> None:
+        if contested and not self._contested:
+            self._contested = True
+            warnings.warn(
+                "Something else sets the learning rate in this run too, and the "
+                "controller overrules it: `ReduceLROnPlateau`, `LearningRateScheduler` "
+                "or another callback, or the model's own `train_step`. Use either that "
+                "or LearnedLearningRate.",
+                stacklevel=3,
             )
 
     def _note_reward(self, reward: float | None) -> None:

@@ -18,6 +18,7 @@ from keras_learned_lr.control.controller import (
 from keras_learned_lr.control.optimizer import OptimizerLearningRate
 from keras_learned_lr.observation.features import initial_memory, observe
 from keras_learned_lr.observation.probe import Probe
+from keras_learned_lr.observation.tensors import first_replica
 from keras_learned_lr.observation.validation import ValidationLoss
 
 
@@ -51,6 +52,7 @@ class Record(NamedTuple):
         first_loss: The first such loss of the run.
         finite: Whether every loss of the window was finite.
         held: Whether the action was overruled because a number was not finite.
+        contested: Whether something else has set the learning rate in this run too.
         observation: float32 `[features]`.
         info: What the controller's policy said beside the action.
         failure: Why the controller gave no answer, or None.
@@ -64,6 +66,7 @@ class Record(NamedTuple):
     first_loss: float
     finite: bool
     held: bool
+    contested: bool
     observation: np.ndarray
     info: Any
     failure: str | None = None
@@ -114,6 +117,7 @@ class ControlLoop:
             beginning = self._beginning()
             self._action_state = _Packed(beginning)
             self._learning_rate = _variable(beginning.level)
+            self._contested = _variable(tf.constant(False))
             self._memory = _Packed(initial_memory())
             self._policy_state = [_variable(s) for s in controller.initial_state(1)]
             self._horizon = tf.Variable(1, dtype=tf.int64, trainable=False)
@@ -153,12 +157,18 @@ class ControlLoop:
         self._optimizer = OptimizerLearningRate(self._model.optimizer)
         beginning = self._beginning()
         self._action_state.assign(beginning)
-        self._learning_rate.assign(beginning.level)
+        self._set(beginning.level)
+        self._contested.assign(False)
         self._memory.assign(initial_memory())
         _assign_all(self._policy_state, self._controller.initial_state(1))
         self.set_horizon(horizon)
         self._probe.install()
         self._probe.start()
+
+    @property
+    def contested(self) -> bool:
+        """Whether something else has set the learning rate in this run too."""
+        return bool(self._contested | self._optimizer.differs(self._learning_rate))
 
     def stop(self) -> None:
         """Ends the run: takes the tap out and puts the learning rate back."""
@@ -298,6 +308,7 @@ class ControlLoop:
                 look.first_loss,
                 look.finite,
                 tf.cast(~follow, tf.float32),
+                tf.cast(self._contested, tf.float32),
             ]
             return tf.concat([tf.stack(packed), look.observation], axis=0)
 
@@ -308,11 +319,15 @@ class ControlLoop:
 
     def _take_back(self) -> None:
         # What the user has set by hand since the exception stays.
-        if self._optimizer.holds(float(self._learning_rate)):
+        if not self._optimizer.differs(self._learning_rate):
             self._optimizer.restore()
 
     def _set(self, rate: tf.Tensor) -> None:
-        self._learning_rate.assign(rate)
+        # What is compared is of the first replica, as is what the optimizer takes.
+        if first_replica():
+            contested = self._optimizer.differs(self._learning_rate)
+            self._contested.assign(self._contested | contested)
+            self._learning_rate.assign(rate)
         self._optimizer.assign(rate)
 
 
@@ -366,7 +381,8 @@ def _record(packed: tf.Tensor, info: Any) -> Record:
         first_loss=float(values[5]),
         finite=bool(values[6]),
         held=bool(values[7]),
-        observation=values[8:],
+        contested=bool(values[8]),
+        observation=values[9:],
         info=info,
     )
 

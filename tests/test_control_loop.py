@@ -104,7 +104,7 @@ def test_compiles_with_xla_and_gives_the_same_numbers():
     lambda_callback = keras.callbacks.LambdaCallback(on_train_batch_end=watch)
     fit(trainee, [callback, lambda_callback])
     np.testing.assert_allclose(results[0], results[1], rtol=1e-4, atol=1e-5)
-    assert len(results[0]) == 8 + len(EVERYTHING)
+    assert len(results[0]) == 9 + len(EVERYTHING)
 
 
 def all_variables(loop):
@@ -112,7 +112,7 @@ def all_variables(loop):
     return [
         *(loop._action_state.variable, loop._memory.variable),
         *loop._policy_state,
-        loop._learning_rate,
+        *(loop._learning_rate, loop._contested),
         *loop.probe.variables,
     ]
 

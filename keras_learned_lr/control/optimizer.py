@@ -1,6 +1,6 @@
 """The learning rate of an optimizer, whatever is wrapped around it."""
 
-import math
+import functools
 
 import keras
 import tensorflow as tf
@@ -19,7 +19,6 @@ class OptimizerLearningRate:
         ValueError: If there is no optimizer, or its learning rate is a
             `LearningRateSchedule` or a callable, which cannot be set, or is not
             positive, which no factor can change.
-
     """
 
     def __init__(self, optimizer: keras.optimizers.Optimizer | None) -> None:
@@ -30,6 +29,12 @@ class OptimizerLearningRate:
             )
         optimizer = getattr(optimizer, "inner_optimizer", optimizer)
         self._optimizers = list(getattr(optimizer, "optimizers", [optimizer]))
+        if not self._optimizers:
+            raise ValueError(
+                "The `MultiOptimizer` has no optimizers yet: made from a function, it "
+                "creates them when it is built. Call "
+                "`model.optimizer.build(model.trainable_variables)` before `fit`."
+            )
         self._variables = [_variable(inner) for inner in self._optimizers]
         self._defaults = [_value(variable) for variable in self._variables]
         if not all(0.0 < value < float("inf") for value in self._defaults):
@@ -60,9 +65,17 @@ class OptimizerLearningRate:
             scaled = learning_rate if share == 1.0 else learning_rate * share
             variable.assign(tf.cast(scaled, variable.dtype))
 
-    def holds(self, learning_rate: float) -> bool:
-        """Whether the learning rate is still what `assign` was given."""
-        return math.isclose(_value(self._variables[0]), learning_rate, rel_tol=1e-5)
+    def differs(self, learning_rate: tf.Tensor | float) -> tf.Tensor:
+        """Whether one is no longer what `assign` was given; works inside a graph."""
+        changed = [
+            tf.not_equal(
+                keras.ops.convert_to_tensor(variable),
+                tf.cast(learning_rate * share, variable.dtype),
+            )
+            for variable, share in zip(self._variables, self.shares, strict=True)
+        ]
+        # This is in every training step: no operation more than it takes.
+        return functools.reduce(tf.logical_or, changed)
 
     def restore(self) -> None:
         """Puts the learning rate back to what it was compiled with."""

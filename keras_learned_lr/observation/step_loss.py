@@ -7,6 +7,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_learned_lr.observation.tensors import first_replica
+
 
 def run_and_catch_loss(
     model: keras.Model, train_step: Callable, data: Any
@@ -16,7 +18,7 @@ def run_and_catch_loss(
     `logs["loss"]` is the epoch's running mean, so the loss is caught where the step
     computes it. A custom step that never calls `compute_loss` leaves only the logs.
     """
-    if not _first_replica():
+    if not first_replica():
         return train_step(data), tf.zeros(())
     caught: list[tf.Tensor] = []
     thread = threading.get_ident()
@@ -43,11 +45,6 @@ def run_and_catch_loss(
     else:
         loss = _logged_loss(logs)
     return logs, tf.reshape(tf.cast(loss, tf.float32), [])
-
-
-def _first_replica() -> bool:
-    context = tf.distribute.get_replica_context()
-    return context is None or tf.get_static_value(context.replica_id_in_sync_group) == 0
 
 
 def _usable_here(tensor: tf.Tensor) -> bool:

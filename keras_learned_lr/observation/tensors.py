@@ -28,6 +28,12 @@ def replica_variable(
     )
 
 
+def first_replica() -> bool:
+    """Returns whether this is traced for the first replica, or for the only one."""
+    context = tf.distribute.get_replica_context()
+    return context is None or tf.get_static_value(context.replica_id_in_sync_group) == 0
+
+
 def as_float(value: Any) -> tf.Tensor:
     """Returns a tensor, a Keras or a TensorFlow variable as float32 tensor."""
     return tf.cast(keras.ops.convert_to_tensor(value), tf.float32)
