@@ -21,7 +21,11 @@ from keras_learned_lr.control.schedules import EverySteps
 from keras_learned_lr.control_loop import ControlLoop, Record
 from keras_learned_lr.controllers import as_controller
 from keras_learned_lr.observation.probe import remove_stale_tap
-from keras_learned_lr.observation.validation import ValidationLoss
+from keras_learned_lr.observation.validation import (
+    Subset,
+    ValidationLoss,
+    draw_subset,
+)
 
 # Most of what a decision costs: see docs/cost.md.
 VALIDATION_SIZE = 256
@@ -58,7 +62,8 @@ class LearnedLearningRate(keras.callbacks.Callback):
             `fit`.
         validation_data: What `fit` takes as `validation_data`. Without it the
             controller watches the training loss.
-        validation_size: Examples of it that are looked at, drawn once; None for all.
+        validation_size: Examples of it that are looked at, drawn at the first `fit`
+            and kept for later ones; None for all.
         update_freq: Training steps between decisions, or "auto" for the schedule that
             the controller carries.
         total_steps: Training steps of the whole run; needed only where `fit` cannot
@@ -122,6 +127,7 @@ class LearnedLearningRate(keras.callbacks.Callback):
         self._learner: Any = self.controller if learns else None
         self._validation_data = validation_data
         self._validation_size = validation_size
+        self._subset: Subset | None = None
         self._update_freq = update_freq
         self._total_steps = total_steps
         self._default_learning_rate = default_learning_rate
@@ -294,9 +300,11 @@ class LearnedLearningRate(keras.callbacks.Callback):
             return
         validation_loss = None
         if self._validation_data is not None:
-            validation_loss = ValidationLoss(
-                model, self._validation_data, self._validation_size, self._seed
-            )
+            if self._subset is None:
+                self._subset = draw_subset(
+                    self._validation_data, self._validation_size, self._seed
+                )
+            validation_loss = ValidationLoss(model, self._subset)
         self._loop = ControlLoop(
             model,
             self.controller,

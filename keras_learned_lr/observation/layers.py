@@ -1,4 +1,4 @@
-"""Which of a model's weights are watched."""
+"""What a model is built of: its weights, and the batch that it is made for."""
 
 import keras
 
@@ -6,6 +6,12 @@ import keras
 def is_built(model: keras.Model) -> bool:
     """Returns whether every layer has its weights."""
     return all(layer.built for layer in model._flatten_layers())
+
+
+def fixed_batch_size(model: keras.Model) -> int | None:
+    """Returns how many examples the model is built to take at once; None for any."""
+    sizes = [tensor.shape[0] for tensor in getattr(model, "inputs", None) or []]
+    return next((size for size in sizes if size is not None), None)
 
 
 def check_layer(model: keras.Model, name: str | None) -> None:

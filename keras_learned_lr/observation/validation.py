@@ -9,10 +9,13 @@ import tensorflow as tf
 from keras.src.trainers.data_adapters import get_data_adapter
 from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 
+from keras_learned_lr.observation.layers import fixed_batch_size, is_built
+
 # As many examples as go through the model at once: bounds memory for big models.
 CHUNK = 64
 # Up to so many chunks are written out: a loop slows down the graph around it.
 UNROLLED = 4
+NOT_DENSE = (tf.SparseTensor, tf.RaggedTensor)
 EMPTY = "`validation_data` is empty. Pass at least one example."
 
 
@@ -20,13 +23,15 @@ class ValidationLoss:
     """Loss of a model on a fixed subset of validation data.
 
     The subset is drawn once and lies on the model's device. Measuring updates neither
-    metrics nor seeds nor normalisation statistics: it runs in a `StatelessScope`.
+    metrics nor seeds nor normalisation statistics: it runs in a `StatelessScope`. For
+    a model that is built for batches of one size, examples are repeated to fill the
+    last.
 
     Args:
         model: The compiled and built model.
         data: Whatever `fit` takes as `validation_data`: `(x, y)` or
             `(x, y, sample_weight)` of arrays, a `tf.data.Dataset`, a `PyDataset` or a
-            generator.
+            generator; or what `draw_subset` took from it.
         size: Examples in the subset; None takes all.
         seed: Seeds the draw from arrays. Of other sources the first examples are taken.
 
@@ -38,12 +43,13 @@ class ValidationLoss:
         self, model: keras.Model, data: Any, size: int | None = 256, seed: int = 0
     ) -> None:
         self._model = model
-        subset = _gather(data, size, seed)
-        self._count = sum(len(leaves[0]) for leaves in subset.groups)
-        # As tensors now: captured by the graph once, not copied at every decision.
-        self._groups = [
-            [tf.convert_to_tensor(leaf) for leaf in leaves] for leaves in subset.groups
-        ]
+        subset = data if isinstance(data, Subset) else draw_subset(data, size, seed)
+        fixed = fixed_batch_size(model)
+        self._chunk = fixed or CHUNK
+        self._groups = subset.groups
+        if fixed is not None:
+            self._groups = [_filled(leaves, fixed) for leaves in subset.groups]
+        self._count = sum(len(leaves[0]) for leaves in self._groups)
         self._unflatten = subset.unflatten
         self._loss = self._choose_loss()
         self._measure: Any = self._mean_loss
@@ -78,13 +84,14 @@ class ValidationLoss:
 
     def _summed_loss(self, leaves: list[tf.Tensor]) -> tf.Tensor:
         count = len(leaves[0])
-        full = count // CHUNK * CHUNK
+        full = count // self._chunk * self._chunk
         total = tf.zeros(())
         if full:
             chunks = [
-                tf.reshape(leaf[:full], [-1, CHUNK, *leaf.shape[1:]]) for leaf in leaves
+                tf.reshape(leaf[:full], [-1, self._chunk, *leaf.shape[1:]])
+                for leaf in leaves
             ]
-            total += CHUNK * tf.reduce_sum(self._chunk_losses(chunks))
+            total += self._chunk * tf.reduce_sum(self._chunk_losses(chunks))
         if count > full:
             rest = [leaf[full:] for leaf in leaves]
             total += (count - full) * self._chunk_loss(rest)
@@ -134,9 +141,14 @@ class ValidationLoss:
 
     def _check(self) -> None:
         tensors = self._groups[0]
+        few = [leaf[: fixed_batch_size(self._model) or 2] for leaf in tensors]
         try:
+            if not is_built(self._model):
+                # Weights that are new inside the scope have no value for regularizers.
+                x, _, _ = keras.utils.unpack_x_y_sample_weight(self._unflatten(few))
+                self._model(x, training=False)
             if self._model.run_eagerly:
-                self._chunk_loss([leaf[:2] for leaf in tensors])
+                self._chunk_loss(few)
             else:
                 # Only traced: a wrong structure is told before the first step.
                 self._measure.get_concrete_function()
@@ -153,16 +165,21 @@ class ValidationLoss:
             ) from error
 
 
-class _Subset(NamedTuple):
+class Subset(NamedTuple):
     """Examples without their structure, and the structure: 0 a leaf, None for None.
 
     Sequences that are padded batch by batch differ in shape: one group for each shape.
+
+    Attributes:
+        groups: For each shape the leaves, tensors of `[examples, ...]`.
+        structure: What the leaves are packed as.
     """
 
-    groups: list[list[np.ndarray]]
+    groups: list[list[tf.Tensor]]
     structure: Any
 
     def unflatten(self, leaves: list) -> Any:
+        """Returns a chunk of a group's leaves in the structure of the data."""
         rest = iter(leaves)
         filled = [
             None if mark is None else next(rest)
@@ -171,7 +188,15 @@ class _Subset(NamedTuple):
         return keras.tree.pack_sequence_as(self.structure, filled)
 
 
-def _gather(data: Any, size: int | None, seed: int) -> _Subset:
+def draw_subset(data: Any, size: int | None, seed: int = 0) -> Subset:
+    """Takes the examples that are looked at; see `ValidationLoss`.
+
+    A generator gives its examples once, so whoever measures them on several models
+    keeps what this returns.
+
+    Raises:
+        ValueError: If there are none, or the data is not what `fit` takes.
+    """
     if isinstance(data, list):
         data = tuple(data)
     if not _leaves(data):
@@ -189,15 +214,25 @@ def _gather(data: Any, size: int | None, seed: int) -> _Subset:
             # A generator of our own: the user's random state stays untouched.
             chosen = np.random.default_rng(seed).permutation(count)[:size]
             leaves = [leaf[np.sort(chosen)] for leaf in leaves]
-        subset = _Subset([leaves], _structure(data))
+        groups, structure = [leaves], _structure(data)
     else:
-        subset = _gather_batches(data, size)
-    if not subset.groups or not len(subset.groups[0][0]):
+        groups, structure = _gather_batches(data, size)
+    if not groups or not len(groups[0][0]):
         raise ValueError(EMPTY)
-    return subset
+    # As tensors now: captured by the graph once, not copied at every decision.
+    return Subset(
+        [[tf.convert_to_tensor(leaf) for leaf in leaves] for leaves in groups],
+        structure,
+    )
 
 
-def _gather_batches(data: Any, size: int | None) -> _Subset:
+def _filled(leaves: list[tf.Tensor], size: int) -> list[tf.Tensor]:
+    count = len(leaves[0])
+    index = np.arange(-(-count // size) * size) % count
+    return [tf.gather(leaf, index) for leaf in leaves]
+
+
+def _gather_batches(data: Any, size: int | None) -> tuple[list, Any]:
     adapter = _adapter(data)
     if size is None and adapter.num_batches is None:
         unlimited = "`validation_size=None` needs validation data of known length"
@@ -205,6 +240,13 @@ def _gather_batches(data: Any, size: int | None) -> _Subset:
     groups: dict[tuple, list[list[np.ndarray]]] = {}
     taken, structure = 0, None
     for batch in adapter.get_tf_dataset():
+        odd = [leaf for leaf in _leaves(batch) if isinstance(leaf, NOT_DENSE)]
+        if odd:
+            raise ValueError(
+                "`validation_data` must be dense. Received: "
+                f"{sorted({type(leaf).__name__ for leaf in odd})}. Leave it out to "
+                "watch the training loss."
+            )
         leaves = [np.asarray(leaf) for leaf in _leaves(batch)]
         shapes = tuple(leaf.shape for leaf in leaves)
         if () in shapes or len({shape[0] for shape in shapes}) > 1:
@@ -224,7 +266,7 @@ def _gather_batches(data: Any, size: int | None) -> _Subset:
         [np.concatenate(leaf) for leaf in zip(*parts, strict=True)]
         for parts in groups.values()
     ]
-    return _Subset(joined, structure)
+    return joined, structure
 
 
 def _adapter(data: Any) -> DataAdapter:
