@@ -1,10 +1,12 @@
 """A batch of each window, with the model's outputs before and after."""
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from keras_learned_lr.observation.layers import fixed_batch_size
 from keras_learned_lr.observation.tensors import as_float, replica_variable
 
 # Output units looked at, evenly spread over a model's outputs.
@@ -17,7 +19,8 @@ class NotedBatch:
     Args:
         model: The model that is trained on it.
         x: A batch of its inputs: structure, dtypes and shapes of what is kept.
-        size: Examples to keep, at most.
+        size: Examples to keep, at most; a model that is built for batches of one size
+            gets just that many.
         outputs: Whether to keep the outputs too.
 
     Raises:
@@ -26,15 +29,16 @@ class NotedBatch:
 
     def __init__(self, model: keras.Model, x: Any, size: int, outputs: bool) -> None:
         self._model = model
-        varies = any(None in leaf.shape[1:] for leaf in keras.tree.flatten(x))
+        varies = any(None in leaf.shape[1:] for leaf in _leaves(x))
         if varies and model.jit_compile:
             raise ValueError(
                 "XLA cannot keep examples whose shape varies from batch to batch. "
                 "Compile with `jit_compile=False` for these features."
             )
-        known = [leaf.shape[0] for leaf in keras.tree.flatten(x)]
-        self._size = min([size, *(batch for batch in known if batch is not None)])
-        self._x = keras.tree.map_structure(self._variable_like, x)
+        known = [leaf.shape[0] for leaf in _leaves(x)]
+        smallest = min([size, *(batch for batch in known if batch is not None)])
+        self._size = fixed_batch_size(model) or smallest
+        self._x = _map(self._variable_like, x)
         self._outputs = None
         if outputs:
             # Calling the model now tells XLA the shape. The placeholder of an input
@@ -58,7 +62,7 @@ class NotedBatch:
             index = tf.range(self._size) % tf.shape(leaf)[0]
             variable.assign(tf.gather(leaf, index))
 
-        keras.tree.map_structure(keep, self._x, x)
+        _map(keep, self._x, x)
         if self._outputs is not None:
             self._outputs.assign(self._units())
 
@@ -66,7 +70,7 @@ class NotedBatch:
         """Measures the kept inputs, and the outputs of before and of now."""
         numeric = [
             tf.reshape(as_float(leaf), [-1])
-            for leaf in keras.tree.flatten(self._x)
+            for leaf in _leaves(self._x)
             if leaf.dtype.is_floating or leaf.dtype.is_integer
         ]
         measured = {}
@@ -90,7 +94,7 @@ class NotedBatch:
 
     def _units(self) -> tf.Tensor:
         """Returns the model's outputs now, float32 `[examples, units]`."""
-        x = keras.tree.map_structure(lambda leaf: leaf.read_value(), self._x)
+        x = _map(lambda leaf: leaf.read_value(), self._x)
         with keras.StatelessScope():
             outputs = self._model(x, training=False)
         flat = [
@@ -100,6 +104,17 @@ class NotedBatch:
         units = tf.concat(flat, axis=1)
         stride = 1 + (tf.shape(units)[1] - 1) // UNITS_KEPT
         return units[:, ::stride]
+
+
+def _leaves(x: Any) -> list:
+    # An optional input may be None.
+    return [leaf for leaf in keras.tree.flatten(x) if leaf is not None]
+
+
+def _map(function: Callable, *structures: Any) -> Any:
+    return keras.tree.map_structure(
+        lambda *leaves: None if leaves[0] is None else function(*leaves), *structures
+    )
 
 
 def _variance(units: tf.Tensor) -> tf.Tensor:

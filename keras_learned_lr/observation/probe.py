@@ -353,15 +353,18 @@ class Probe:
         }
 
 
-def remove_stale_tap(model: keras.Model) -> None:
-    """Removes the tap of a run that ended in an exception, if there is one."""
+def remove_stale_tap(model: keras.Model) -> bool:
+    """Removes the tap of a run that ended in an exception; says if there was one."""
     probe = getattr(model.__dict__.get("train_step"), "probe", None)
     if probe is not None:
         probe.abandon()
+    return probe is not None
 
 
 def _tensors(data: Any) -> list[tf.Tensor]:
-    return [leaf for leaf in tf.nest.flatten(data) if tf.is_tensor(leaf)]
+    # Sparse and ragged ones as the tensors that they are made of.
+    leaves = tf.nest.flatten(data, expand_composites=True)
+    return [leaf for leaf in leaves if tf.is_tensor(leaf)]
 
 
 def _copy(variable: keras.Variable) -> tf.Variable:
