@@ -113,6 +113,7 @@ def all_variables(loop):
         *(loop._action_state.variable, loop._memory.variable),
         *loop._policy_state,
         *(loop._learning_rate, loop._contested),
+        *(v.value for v in loop._optimizer._variables),
         *loop.probe.variables,
     ]
 
