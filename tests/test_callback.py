@@ -234,11 +234,6 @@ class TestLogs:
         np.testing.assert_allclose(epochs, history["learning_rate"])
         np.testing.assert_allclose(epochs, [seen[5], seen[11]], rtol=1e-6)
 
-    def test_reach_a_csv_file(self, tmp_path):
-        log = tmp_path / "log.csv"
-        fit(model(), [rate(), keras.callbacks.CSVLogger(log)])
-        assert "learning_rate" in log.read_text().splitlines()[0]
-
 
 def state_of(trainee):
     optimizer = trainee.optimizer
@@ -259,18 +254,6 @@ class TestLeavesNoTrace:
         before = state_of(trainee)
         fit(trainee, [rate(ScriptedController([1.0]))])
         assert state_of(trainee) == before
-
-    def test_in_a_saved_model(self, tmp_path):
-        path = tmp_path / "model.keras"
-        checkpoint = keras.callbacks.ModelCheckpoint(path, save_freq=5)
-        trainee = model()
-        fit(trainee, [rate(), checkpoint])
-        trainee.save(path)
-        loaded = keras.saving.load_model(path)
-        assert "train_step" not in loaded.__dict__
-        x, _ = data(8)
-        np.testing.assert_allclose(loaded.predict(x), trainee.predict(x), rtol=1e-6)
-        fit(loaded, [rate()])
 
     def test_in_evaluate_and_predict(self):
         trainee, callback = model(), rate()
@@ -319,13 +302,6 @@ class TestSeveralRuns:
         np.testing.assert_allclose(callback.decisions["learning_rate"], 0.003)
         assert learning_rate(trainee) == pytest.approx(0.003)
         fit(trainee)
-
-    def test_two_models_in_turn(self):
-        callback, one, other = rate(), model(), model(keras.optimizers.SGD(0.01))
-        for trainee, default in ((one, 0.1), (other, 0.01), (one, 0.1)):
-            fit(trainee, [callback])
-            assert callback.decisions["learning_rate"] == pytest.approx(default)
-            assert "train_step" not in trainee.__dict__
 
     def test_layers_frozen_between_two(self):
         callback, trainee = rate(), model()
@@ -414,41 +390,6 @@ class TestAfterAnException:
 
 
 class TestOptimizers:
-    @pytest.mark.parametrize("name", ["adam", "rmsprop", "adamw", "lion", "adafactor"])
-    def test_by_name(self, name):
-        trainee = model(name)
-        before = learning_rate(trainee)
-        fit(trainee, [rate(ScriptedController([0.5, -0.2]))], epochs=1)
-        assert learning_rate(trainee) == before
-
-    def test_loss_scaling_is_looked_through(self):
-        keras.config.set_dtype_policy("mixed_float16")
-        try:
-            trainee = model()
-        finally:
-            keras.config.set_dtype_policy("float32")
-        compiled(trainee, keras.optimizers.SGD(0.1))
-        assert isinstance(trainee.optimizer, keras.optimizers.LossScaleOptimizer)
-        controller = ScriptedController([1.0, 0.0], ["validation_loss"])
-        callback = rate(controller)
-        history = fit(trainee, [callback]).history
-        assert np.all(np.isfinite(callback.decisions["loss"]))
-        assert history["learning_rate"][0] == pytest.approx(0.1 * 10**0.3)
-        assert learning_rate(trainee) == pytest.approx(0.1)
-
-    def test_several_keep_their_ratio(self):
-        from keras.src.optimizers.multi_optimizer import MultiOptimizer, OptimizerMap
-
-        slow, fast = keras.optimizers.SGD(0.01), keras.optimizers.Adam(0.1)
-        trainee = model(MultiOptimizer(OptimizerMap(slow, {"first/.*": fast})))
-        callback = rate(ScriptedController([1.0], form=every(99, decades=1.0)))
-        history = fit(trainee, [callback]).history
-        rates = {k: v[0] for k, v in history.items() if k.startswith("learning_rate_")}
-        assert sorted(rates.values()) == pytest.approx([0.1, 1.0])
-        for optimizer, default in ((slow, 0.01), (fast, 0.1)):
-            value = keras.ops.convert_to_numpy(optimizer.learning_rate)
-            assert float(value) == pytest.approx(default)
-
     def test_adversarial_models_with_two_optimizers_are_not_our_business(self):
         """Only `model.optimizer` is steered; others a step uses stay as they are."""
 
