@@ -66,13 +66,6 @@ def test_tensors():
     check_run(classifier(), tf.constant(x), tf.constant(y), batch_size=16)
 
 
-def test_pandas():
-    pandas = pytest.importorskip("pandas")
-    x, y = table()
-    frame = pandas.DataFrame(x, columns=list("abcdef"))
-    check_run(classifier(), frame, pandas.Series(y), batch_size=16)
-
-
 def test_dataset():
     check_run(classifier(), dataset(), validation_data=dataset())
 
