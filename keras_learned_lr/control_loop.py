@@ -342,6 +342,11 @@ class _Traced:
         self._function = tf.function(function, autograph=False)
         self._concrete: Any = None
 
+    @property
+    def traces(self) -> int:
+        """How often a graph was built."""
+        return self._function.experimental_get_tracing_count()
+
     def __call__(self, *arguments: Any) -> Any:
         return self.concrete(*arguments)(*arguments)
 

@@ -189,7 +189,7 @@ def count_in_fits(
 
     def count(batch: int, logs: dict | None) -> None:
         decide = rate._loop.decide_function
-        graphs.append(len(traces) + decide.experimental_get_tracing_count())
+        graphs.append(len(traces) + decide.traces)
 
     counting = keras.callbacks.LambdaCallback(on_train_batch_end=count)
     for _ in range(2):
