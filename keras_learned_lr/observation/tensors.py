@@ -55,7 +55,7 @@ def run_if(condition: tf.Tensor, function: Callable[[], Any]) -> None:
         return
     then = tf.function(function, autograph=False).get_concrete_function()
     inputs = then.captured_inputs
-    otherwise = tf.function(lambda *_: None, autograph=False).get_concrete_function(
+    otherwise = tf.function(lambda *seen: None, autograph=False).get_concrete_function(
         *(tf.TensorSpec(leaf.shape, leaf.dtype) for leaf in inputs)
     )
     tf.raw_ops.If(
