@@ -4,11 +4,13 @@ import dataclasses
 import math
 import numbers
 import warnings
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
+from keras_learned_lr.backup import Progress, Saved, make_backup
 from keras_learned_lr.control.actions import ActionForm
 from keras_learned_lr.control.controller import (
     Controller,
@@ -17,6 +19,7 @@ from keras_learned_lr.control.controller import (
     RemoteController,
 )
 from keras_learned_lr.control.optimizer import OptimizerLearningRate
+from keras_learned_lr.control.rollback import PATIENCE
 from keras_learned_lr.control.schedules import EverySteps
 from keras_learned_lr.control_loop import ControlLoop, Record
 from keras_learned_lr.controllers import as_controller
@@ -76,12 +79,18 @@ class LearnedLearningRate(keras.callbacks.Callback):
         designated_layer: Name of the layer whose weights are watched, where the
             controller watches one; by default the last with a weight matrix.
         probe_size: Training examples of each window that are looked at.
+        rollback: Whether to go back, after three windows in a row without a finite
+            loss, to the weights and the optimizer's variables of the last decision at
+            which all was finite. It keeps a copy of them for that.
+        backup_dir: A local folder for what an interrupted run goes on from, best that
+            of a `keras.callbacks.BackupAndRestore` in the same list, which keeps the
+            weights. Saved at the end of every epoch, deleted at the end of the run.
         seed: Seeds the draw of validation examples.
         verbose: 1 prints every decision.
 
     Raises:
         ValueError: If an argument is out of its range, or the controller is unknown.
-        TypeError: If `controller` is of no known kind.
+        TypeError: If `controller` is of no known kind, or `backup_dir` no path.
     """
 
     def __init__(
@@ -97,6 +106,8 @@ class LearnedLearningRate(keras.callbacks.Callback):
         max_learning_rate: float | None = None,
         designated_layer: str | None = None,
         probe_size: int = PROBE_SIZE,
+        rollback: bool = False,
+        backup_dir: str | Path | None = None,
         seed: int | None = None,
         verbose: int = 0,
     ) -> None:
@@ -134,6 +145,10 @@ class LearnedLearningRate(keras.callbacks.Callback):
         self._bounds = (min_learning_rate, max_learning_rate)
         self._designated_layer = designated_layer
         self._probe_size = probe_size
+        self._rollback = rollback
+        self._backup = None
+        if backup_dir is not None:
+            self._backup = make_backup(backup_dir, self._learner)
         self._seed = 0 if seed is None else seed
         self._verbose = verbose
         self._loop: ControlLoop
@@ -141,6 +156,7 @@ class LearnedLearningRate(keras.callbacks.Callback):
         self._records: list[Record] = []
         self._rewards: list[float] = []
         self._running = False
+        self._told: list[str] = []
 
     @property
     def decisions(self) -> dict[str, Any]:
@@ -168,6 +184,14 @@ class LearnedLearningRate(keras.callbacks.Callback):
 
     # The hooks of fit.
 
+    def set_model(self, model: keras.Model) -> None:
+        """Takes the model, and looks after Keras's backup before Keras reads it."""
+        super().set_model(model)
+        self._told = []
+        if self._backup is not None:
+            for message in self._backup.mend():
+                self._tell(message, message)
+
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Checks the set-up; nothing of the model is touched before all of it holds."""
         self._break_off()
@@ -189,19 +213,26 @@ class LearnedLearningRate(keras.callbacks.Callback):
             )
         self._prepare_loop(form)
         self._records, self._rewards = [], []
-        self._begun, self._broken, self._warned = False, False, False
-        self._contested = False
+        self._begun, self._broken, self._contested = False, False, False
+        self._compiled_with: list[float] | None = None
+        if self._backup is not None:
+            self._tell("epoch", self._backup.mend_epoch(self.model))
+            self._resume_finished()
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Begins the run at its first epoch: only here `initial_epoch` is known."""
-        if not self._begun:
+        self._epoch = epoch
+        if self._begun:
+            return
+        self._refuse_another()
+        if not self._resume(epoch):
+            self._first_epoch = epoch
             self._epochs = self.params["epochs"] - epoch
             self._step = self._epoch_start = 0
-            self._refuse_another()
             self._check_horizon()
             self._begun = self._running = True
             try:
-                self._loop.start(self._horizon())
+                self._loop.start(self._horizon(), self._compiled_with)
                 if self._learner is not None:
                     self._learner.begin_episode()
                 self._decide()
@@ -222,6 +253,10 @@ class LearnedLearningRate(keras.callbacks.Callback):
             self._decide()
         if logs is not None:
             logs.update(self._logs)
+        if done == self._steps:
+            # Before any callback's `on_epoch_end`: whatever is in Keras's backup, the
+            # state that belongs to it is there.
+            self._save(self._epoch + 1)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Logs the learning rate in force."""
@@ -233,9 +268,12 @@ class LearnedLearningRate(keras.callbacks.Callback):
         self._step = self._epoch_start
         if logs is not None:
             logs.update(self._loop.logs())
+        self._save(epoch + 1)
 
     def on_train_end(self, logs: dict | None = None) -> None:
         """Closes the run and leaves the model as it was before."""
+        if not self._begun and self._backup is not None:
+            self._resume_finished()
         if not self._running:
             return
         try:
@@ -245,11 +283,13 @@ class LearnedLearningRate(keras.callbacks.Callback):
                 look = None if self._broken else _decision(self._loop.decide())
                 self._note_reward(self._learner.end_episode(look))
         except Exception as error:
-            self._warn(f"The controller could not learn from the end: {error}")
+            self._tell("end", f"The controller could not learn from the end: {error}")
         self._running = False
         contested = self._loop.contested
         self._loop.stop()
         self._tell_if_contested(contested)
+        if self._backup is not None:
+            self._backup.delete()
 
     # How the parts are put together.
 
@@ -314,6 +354,7 @@ class LearnedLearningRate(keras.callbacks.Callback):
             self._probe_size,
             self._default_learning_rate,
             *self._bounds,
+            rollback=self._rollback,
         )
         self._loop_key = key
 
@@ -326,6 +367,13 @@ class LearnedLearningRate(keras.callbacks.Callback):
         return self._epochs * max(SHORTEST_EPOCH, 2 * self._step)
 
     def _decide(self) -> None:
+        if self._loop.optimizer_was_replaced and not self._broken:
+            self._broken = True
+            self._tell(
+                "optimizer",
+                "The model's optimizer was replaced during the run. No more decisions "
+                "are made in it; a `fit` that begins with the new one steers that.",
+            )
         if self._broken:
             return
         horizon = self._horizon()
@@ -345,17 +393,28 @@ class LearnedLearningRate(keras.callbacks.Callback):
                 raise
             # What worked before step 1 may fail later: out of memory, a lost device.
             self._broken = True
-            self._warn(f"A decision failed: {error} No more are made in this run.")
+            self._tell(
+                "decision", f"A decision failed: {error} No more are made in this run."
+            )
             return
         if record.failure is not None:
-            self._warn(
+            self._tell(
+                "failure",
                 f"The controller did not answer: {record.failure} The learning rate "
-                f"stays at {record.learning_rate:g} until it does."
+                f"stays at {record.learning_rate:g} until it does.",
             )
         elif record.held:
-            self._warn(
+            self._tell(
+                "held",
                 "A loss or an action was not finite. The learning rate stays at "
-                f"{record.learning_rate:g}, the last under which losses were finite."
+                f"{record.learning_rate:g}, the last under which losses were finite.",
+            )
+        if record.rolled_back is not None:
+            self._tell(
+                "rollback",
+                f"No loss was finite in the last {PATIENCE} windows. The weights and "
+                "the optimizer's variables are those of step "
+                f"{record.rolled_back} again.",
             )
         self._tell_if_contested(record.contested)
         if self._verbose:
@@ -388,10 +447,97 @@ class LearnedLearningRate(keras.callbacks.Callback):
         if self._learner is not None:
             self._learner.end_episode(None)
 
-    def _warn(self, message: str) -> None:
-        if not self._warned:
-            self._warned = True
+    def _tell(self, kind: str, message: str | None) -> None:
+        if message is not None and kind not in self._told:
+            self._told.append(kind)
             warnings.warn(f"LearnedLearningRate: {message}", stacklevel=3)
+
+    # How a run that was interrupted goes on.
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "observation": self.controller.observation_spec.to_config(),
+            "action form": self._form().to_config(),
+            "kind of controller": "frozen" if self._learner is None else "learning",
+            "probe_size": self._probe_size,
+            "rollback": self._rollback,
+        }
+
+    def _save(self, epoch: int) -> None:
+        """Saves where the run stands; `epoch` comes next."""
+        if self._backup is None:
+            return
+        progress = Progress(
+            identity=self._identity,
+            first_epoch=self._first_epoch,
+            step=self._step,
+            steps_per_epoch=self._steps,
+            due=self._due,
+            defaults=self._loop.defaults,
+            records=self._records,
+            rewards=self._rewards,
+            broken=self._broken,
+            told=self._told,
+        )
+        try:
+            self._backup.save(self.model, epoch, progress, self._loop, self._learner)
+        except Exception as error:
+            self._tell(
+                "save",
+                f"The state of the run could not be saved: {error} If it is "
+                "interrupted now, the controller starts anew.",
+            )
+
+    def _resume(self, epoch: int) -> bool:
+        """Goes on with an interrupted run; says whether there was one."""
+        if self._backup is None:
+            return False
+        saved, remark = self._backup.find(self.model, epoch)
+        self._tell("resume", remark)
+        try:
+            if (state := saved or self._backup.newest(self.model)) is not None:
+                progress = self._backup.read(state)
+                # Keras has restored the learning rates that were in force.
+                if len(progress.defaults) == len(self._loop.defaults):
+                    self._compiled_with = progress.defaults
+            if saved is not None:
+                self._restore(saved, progress)
+        except Exception as error:
+            saved = None
+            self._tell(
+                "resume",
+                f"The state of an interrupted run cannot be used: {error}. The "
+                "controller starts anew.",
+            )
+        self._backup.go_on_from(saved)
+        return saved is not None
+
+    def _resume_finished(self) -> None:
+        """Goes on with a run of which an interruption has left only the end to do."""
+        # Asked when the run begins, where Keras may not have told yet, and when it
+        # ends, where Keras may have deleted our state with its own.
+        epochs = self.params["epochs"]
+        if (self.model._initial_epoch or 0) >= epochs:
+            self._resume(epochs)
+
+    def _restore(self, saved: Saved, progress: Progress) -> None:
+        progress.check(self._identity)
+        self._first_epoch = progress.first_epoch
+        self._epochs = self.params["epochs"] - progress.first_epoch
+        self._step = self._epoch_start = progress.step
+        if self._steps is None:
+            self._steps = progress.steps_per_epoch
+        if self._learner is not None:
+            self._learner.restore(saved.learner)
+        self._loop.resume(self._horizon(), progress.defaults, saved.tensors)
+        self._begun = self._running = True
+        self._due, self._broken = progress.due, progress.broken
+        self._records, self._rewards = progress.records, progress.rewards
+        self._told += progress.told
+        self._logs = self._loop.logs()
+        if self._verbose:
+            print(f"step {self._step}: goes on from {saved.path}")
 
 
 def _decision(record: Record) -> Decision:

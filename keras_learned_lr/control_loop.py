@@ -1,6 +1,8 @@
 """One training run under control: observe, decide, set."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import keras
@@ -16,6 +18,7 @@ from keras_learned_lr.control.controller import (
     ServingError,
 )
 from keras_learned_lr.control.optimizer import OptimizerLearningRate
+from keras_learned_lr.control.rollback import Rollback
 from keras_learned_lr.observation.features import initial_memory, observe
 from keras_learned_lr.observation.probe import Probe
 from keras_learned_lr.observation.tensors import first_replica
@@ -56,6 +59,7 @@ class Record(NamedTuple):
         observation: float32 `[features]`.
         info: What the controller's policy said beside the action.
         failure: Why the controller gave no answer, or None.
+        rolled_back: The step whose weights are back since this decision, or None.
     """
 
     step: int
@@ -70,6 +74,7 @@ class Record(NamedTuple):
     observation: np.ndarray
     info: Any
     failure: str | None = None
+    rolled_back: int | None = None
 
 
 class ControlLoop:
@@ -92,6 +97,8 @@ class ControlLoop:
         default_learning_rate: Replaces the one that the optimizer was compiled with.
         minimum: Smallest learning rate, or None.
         maximum: Largest learning rate, or None.
+        rollback: Whether to keep the last good weights and go back to them; see
+            `Rollback`.
     """
 
     def __init__(
@@ -105,6 +112,7 @@ class ControlLoop:
         default_learning_rate: float | None = None,
         minimum: float | None = None,
         maximum: float | None = None,
+        rollback: bool = False,
     ) -> None:
         self._model = model
         self._optimizer = OptimizerLearningRate(model.optimizer)
@@ -134,6 +142,8 @@ class ControlLoop:
             before_step=None if form.envelope == "constant" else self._follow_envelope,
             when_stale=self._take_back,
         )
+        self._validates = validation_loss is not None and "validation" in needs
+        self._rollback = Rollback(model) if rollback else None
         self._device = _device_of(model)
         self._remote = isinstance(controller, RemoteController)
         self.decide_function = _Traced(self._decide)
@@ -151,10 +161,25 @@ class ControlLoop:
         """Training steps whose gradients are accumulated for one update."""
         return self._optimizer.steps_per_update
 
-    def start(self, horizon: int) -> None:
-        """Begins a run of `horizon` training steps and taps the model."""
-        # Read again: it may have been changed since the last run.
-        self._optimizer = OptimizerLearningRate(self._model.optimizer)
+    @property
+    def optimizer_was_replaced(self) -> bool:
+        """Whether the model has another optimizer than when the run began."""
+        return self._model.optimizer is not self._began_with
+
+    @property
+    def defaults(self) -> list[float]:
+        """Learning rates that the optimizers get back when the run ends."""
+        return self._optimizer.defaults
+
+    def start(self, horizon: int, defaults: Sequence[float] | None = None) -> None:
+        """Begins a run and taps the model.
+
+        Args:
+            horizon: Training steps of the whole run.
+            defaults: What the optimizers were compiled with, where their learning rates
+                are others by now.
+        """
+        self._take_optimizer(defaults)
         beginning = self._beginning()
         self._action_state.assign(beginning)
         self._set(beginning.level)
@@ -162,6 +187,8 @@ class ControlLoop:
         self._memory.assign(initial_memory())
         _assign_all(self._policy_state, self._controller.initial_state(1))
         self.set_horizon(horizon)
+        if self._rollback is not None:
+            self._rollback.start()
         self._probe.install()
         self._probe.start()
 
@@ -169,6 +196,32 @@ class ControlLoop:
     def contested(self) -> bool:
         """Whether something else has set the learning rate in this run too."""
         return bool(self._contested | self._optimizer.differs(self._learning_rate))
+
+    def save(self, path: Path) -> None:
+        """Writes all that `resume` goes on from, as a TensorFlow checkpoint."""
+        self._checkpoint().write(str(path))
+
+    def resume(self, horizon: int, defaults: Sequence[float], path: Path) -> None:
+        """Goes on with an interrupted run, in place of `start`.
+
+        Args:
+            horizon: Training steps of the whole run.
+            defaults: What `defaults` was in it.
+            path: What `save` wrote. The model's weights and its optimizer's variables
+                are not in it.
+        """
+        self._take_optimizer(defaults)
+        status = self._checkpoint().read(str(path))
+        status.assert_existing_objects_matched()
+        # The user may have set other bounds since.
+        state = self._action_state.read()
+        bounds = self._form.initial_state(state.default, *self._bounds)
+        self._action_state.assign(
+            state._replace(low=bounds.low, high=bounds.high, floor=bounds.floor)
+        )
+        self.set_horizon(horizon)
+        self._optimizer.assign(self._learning_rate)
+        self._probe.install()
 
     def stop(self) -> None:
         """Ends the run: takes the tap out and puts the learning rate back."""
@@ -202,7 +255,7 @@ class ControlLoop:
             look = self.observe()
             return self.set(look, self.ask(look))
         packed, info = self.decide_function() if self._graph else self._decide()
-        return _record(packed, info)
+        return self._close_window(_record(packed, info))
 
     def observe(self) -> Look:
         """Measures the window that ends now; the next one begins."""
@@ -235,11 +288,44 @@ class ControlLoop:
         action = tf.convert_to_tensor(output.action)
         apply: Any = self._apply if self._eager else self._set_function
         record = _record(apply(look, action, state), output.info)
-        return record._replace(failure=output.failure)
+        return self._close_window(record._replace(failure=output.failure))
+
+    def _take_optimizer(self, defaults: Sequence[float] | None) -> None:
+        # Read again: it may have been changed since the last run.
+        self._began_with = self._model.optimizer
+        self._optimizer = OptimizerLearningRate(self._began_with, defaults)
 
     def _beginning(self) -> ActionState:
         default = self._default or self._optimizer.default
         return self._form.initial_state(default, *self._bounds)
+
+    def _close_window(self, record: Record) -> Record:
+        if self._rollback is None:
+            return record
+        # Where a validation loss is not even finite before step 1, it tells nothing.
+        known = math.isfinite(record.loss) or not self._validates
+        if record.finite and not known:
+            return record
+        back = self._rollback.close_window(record.finite, record.loss, record.step)
+        if back is not None:
+            self._optimizer.assign(self._learning_rate)
+            self._probe.note_weights()
+        return record._replace(rolled_back=back)
+
+    def _checkpoint(self) -> tf.train.Checkpoint:
+        # Anew each time: a model that its first batch builds gets its seeds late.
+        checkpoint = tf.train.Checkpoint(
+            action_state=self._action_state.variable,
+            learning_rate=self._learning_rate,
+            contested=self._contested,
+            memory=self._memory.variable,
+            policy_state=self._policy_state,
+            probe=self._probe.checkpoint,
+            seeds=_seeds(self._model),
+        )
+        if self._rollback is not None:
+            checkpoint.rollback = self._rollback.checkpoint
+        return checkpoint
 
     @property
     def _graph(self) -> bool:
@@ -398,6 +484,12 @@ def _device_of(model: keras.Model) -> str | None:
     if not weights or model.distribute_strategy.num_replicas_in_sync > 1:
         return None
     return weights[0].value.device
+
+
+def _seeds(model: keras.Model) -> list[Any]:
+    """Returns the states of random generators, which no backup of Keras's holds."""
+    known = {id(v) for v in [*model.weights, *model.metrics_variables]}
+    return [v.value for v in model.variables if id(v) not in known]
 
 
 def _variable(value: tf.Tensor) -> tf.Variable:

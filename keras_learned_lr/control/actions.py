@@ -16,6 +16,8 @@ from keras_learned_lr.control.schedules import EverySteps, Geometric, Schedule
 
 # The last step of an annealed run still moves the weights; a learning rate is never 0.
 ENVELOPE_FLOOR = 1e-3
+# Beyond these a float32 may turn 0 or infinite on the way to a learning rate.
+SMALLEST, LARGEST = 1e-30, 1e30
 # Share of a run in which the trapezoid comes down.
 COOLDOWN = 0.2
 
@@ -59,9 +61,11 @@ class Width(Configurable):
     decay: float = 0.05
 
     def __post_init__(self) -> None:
-        if not (self.initial > 0 and self.final > 0 and self.decay > 0):
+        settings = (self.initial, self.final, self.decay)
+        if not all(0 < setting < math.inf for setting in settings):
             raise ValueError(
-                f"`initial`, `final` and `decay` must be positive. Received: {self}"
+                "`initial`, `final` and `decay` must be positive and finite. "
+                f"Received: {self}"
             )
 
     def at(self, progress: tf.Tensor) -> tf.Tensor:
@@ -146,15 +150,18 @@ class ActionForm(Configurable):
             maximum: The user's largest learning rate, or None.
         """
         default = tf.convert_to_tensor(default, tf.float32)
-        low = default * 10.0**-self.range_decades
-        high = default * 10.0**self.range_decades
+        decades = min(self.range_decades, math.log10(LARGEST))
+        low = tf.maximum(default * 10.0**-decades, SMALLEST)
+        high = tf.minimum(default * 10.0**decades, LARGEST)
         floor = tf.zeros_like(default)
         if minimum is not None:
-            low = floor = tf.fill(tf.shape(default), tf.constant(minimum, tf.float32))
+            minimum = tf.constant(max(minimum, SMALLEST), tf.float32)
+            low = floor = tf.fill(tf.shape(default), minimum)
             # The user's bound holds even where it is outside the default's range.
             high = tf.maximum(low, high)
         if maximum is not None:
-            high = tf.fill(tf.shape(default), tf.constant(maximum, tf.float32))
+            maximum = tf.constant(min(maximum, LARGEST), tf.float32)
+            high = tf.fill(tf.shape(default), maximum)
             low = tf.minimum(low, high)
         level = tf.clip_by_value(default, low, high)
         return ActionState(level, default, low, high, floor, good=level)
@@ -190,7 +197,8 @@ class ActionForm(Configurable):
         clipped = tf.clip_by_value(action, -1.0, 1.0)
         moved = self._move(state, clipped, progress_of(step, horizon))
         moved = tf.clip_by_value(moved, state.low, state.high)
-        level = tf.where(tf.math.is_finite(action), moved, state.level)
+        known = tf.math.is_finite(action) & ~tf.math.is_nan(moved)
+        level = tf.where(known, moved, state.level)
         state = state._replace(level=level)
         return state, self.learning_rate(state, step, horizon)
 

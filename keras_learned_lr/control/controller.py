@@ -1,6 +1,7 @@
 """What a controller is: something that maps observations to actions."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -111,6 +112,17 @@ class LearningController(Controller, Protocol):
         `decision` is None where the run broke off; the last open action is dropped
         then. Returns the reward of the last action, or None.
         """
+
+
+@runtime_checkable
+class Resumable(LearningController, Protocol):
+    """One whose learning goes on after an interruption, in mid-episode too."""
+
+    def save(self, path: Path) -> None:
+        """Writes everything that learning goes on from into a folder."""
+
+    def restore(self, path: Path) -> None:
+        """Goes on from what `save` wrote."""
 
 
 @runtime_checkable

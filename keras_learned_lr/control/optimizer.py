@@ -1,6 +1,7 @@
 """The learning rate of an optimizer, whatever is wrapped around it."""
 
 import functools
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
@@ -14,14 +15,21 @@ class OptimizerLearningRate:
 
     Args:
         optimizer: `model.optimizer`.
+        defaults: What it was compiled with, one learning rate an optimizer, where
+            something has set others since.
 
     Raises:
         ValueError: If there is no optimizer, or its learning rate is a
             `LearningRateSchedule` or a callable, which cannot be set, or is not
-            positive, which no factor can change.
+            positive, which no factor can change; or `defaults` are as many as the
+            optimizers are not.
     """
 
-    def __init__(self, optimizer: keras.optimizers.Optimizer | None) -> None:
+    def __init__(
+        self,
+        optimizer: keras.optimizers.Optimizer | None,
+        defaults: Sequence[float] | None = None,
+    ) -> None:
         if optimizer is None:
             raise ValueError(
                 "The model has no optimizer. Call "
@@ -37,6 +45,13 @@ class OptimizerLearningRate:
             )
         self._variables = [_variable(inner) for inner in self._optimizers]
         self._defaults = [_value(variable) for variable in self._variables]
+        if defaults is not None:
+            if len(defaults) != len(self._defaults):
+                raise ValueError(
+                    f"There are {len(self._defaults)} optimizers. Received: "
+                    f"defaults={defaults}"
+                )
+            self._defaults = list(defaults)
         if not all(0.0 < value < float("inf") for value in self._defaults):
             raise ValueError(
                 "The optimizer's learning rate must be positive and finite for a "
@@ -48,6 +63,11 @@ class OptimizerLearningRate:
     def default(self) -> float:
         """The learning rate when this object was made; the first of several."""
         return self._defaults[0]
+
+    @property
+    def defaults(self) -> list[float]:
+        """Each optimizer's learning rate when this object was made."""
+        return list(self._defaults)
 
     @property
     def shares(self) -> tuple[float, ...]:

@@ -1,13 +1,13 @@
 """A learner on disk: a TensorFlow checkpoint for tensors, JSON for the rest."""
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
+from keras_learned_lr.files import replace_text
 from keras_learned_lr.learning.config import LearnerConfig
 
 if TYPE_CHECKING:
@@ -49,16 +49,6 @@ def save(learner: "ControllerLearner", folder: Path) -> None:
     for tensors in folder.glob("tensors-*"):
         if tensors.name.partition(".")[0] != prefix:
             tensors.unlink()
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file beside the old one and renames it: a kill leaves one of the two."""
-    unfinished = path.with_name(f"{path.name}.new")
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
 
 
 def restore(learner: "ControllerLearner", folder: Path) -> None:

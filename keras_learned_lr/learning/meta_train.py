@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_learned_lr.learning.checkpoints import replace_text
+from keras_learned_lr.files import replace_text
 from keras_learned_lr.learning.collect import collect_episode
 from keras_learned_lr.learning.evaluation import examine, greedy_act, set_exams
 from keras_learned_lr.learning.imitation import Imitation

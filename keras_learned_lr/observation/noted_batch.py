@@ -50,7 +50,7 @@ class NotedBatch:
 
     @property
     def variables(self) -> list[tf.Variable]:
-        """The batch, and the outputs where they are kept."""
+        """What is kept: the inputs, and the outputs behind them."""
         outputs = [] if self._outputs is None else [self._outputs]
         return [*keras.tree.flatten(self._x), *outputs]
 

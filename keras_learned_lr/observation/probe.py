@@ -72,6 +72,10 @@ class Probe:
             self._window_start = replica_variable(0, tf.int64)
             self._next_call = replica_variable(0, tf.int64)
             self._losses = replica_variable(tf.zeros(LOSSES_KEPT))
+        # What is made later is restored when it is put here.
+        self._checkpoint = tf.train.Checkpoint(
+            step=self._step, window_start=self._window_start, losses=self._losses
+        )
         self._noted: NotedBatch | None = None
         self._layer_weights: list[keras.Variable] = []
         self._weights: list[tf.Variable] = []
@@ -92,7 +96,7 @@ class Probe:
     def variables(self) -> list[tf.Variable]:
         """All that the probe remembers, in an order that depends on the model alone.
 
-        What a checkpoint must hold. The noted batch is among them once `ready`.
+        The noted batch is among them once `ready`.
         """
         noted = [] if self._noted is None else self._noted.variables
         return [
@@ -101,6 +105,11 @@ class Probe:
             *self._updates,
             *noted,
         ]
+
+    @property
+    def checkpoint(self) -> tf.train.Checkpoint:
+        """All that a run which is interrupted goes on from."""
+        return self._checkpoint
 
     @property
     def ready(self) -> bool:
@@ -148,7 +157,16 @@ class Probe:
         """Begins a run: no steps taken, weights noted."""
         for variable in (self._step, self._window_start, self._next_call):
             variable.assign(0)
-        self._note_weights()
+        self.note_weights()
+
+    def note_weights(self) -> None:
+        """Notes the weights as those that the window began with."""
+        for copy, v in zip(
+            self._weights, self._model.trainable_variables, strict=False
+        ):
+            copy.assign(as_float(v))
+        for copy in self._updates:
+            copy.assign(tf.zeros_like(copy))
 
     def call_again(self) -> None:
         """Calls `before_step` before the next training step, whatever it returned."""
@@ -191,7 +209,7 @@ class Probe:
             )
             return
         self._find_weights()
-        self._note_weights()
+        self.note_weights()
 
     def _find_weights(self) -> None:
         if "layer" in self._needs:
@@ -202,14 +220,8 @@ class Probe:
         self._weights = [_copy(v) for v in trainable]
         cosine = "update_cosine" in self._needs
         self._updates = [_copy(v) for v in trainable] if cosine else []
-
-    def _note_weights(self) -> None:
-        for copy, v in zip(
-            self._weights, self._model.trainable_variables, strict=False
-        ):
-            copy.assign(as_float(v))
-        for copy in self._updates:
-            copy.assign(tf.zeros_like(copy))
+        self._checkpoint.weights = self._weights
+        self._checkpoint.updates = self._updates
 
     def _prepare(self, step: tf.Tensor, data: Any) -> None:
         """Does what is to be done before few steps only."""
@@ -241,6 +253,7 @@ class Probe:
                     self._noted = NotedBatch(
                         self._model, x, self._probe_size, "outputs" in self._needs
                     )
+                    self._checkpoint.noted = self._noted.variables
             noted = self._noted
             run_if(tf.equal(step, self._window_start), lambda: noted.note(x))
         except Exception as error:  # A custom train_step may feed the model otherwise.

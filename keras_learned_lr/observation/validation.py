@@ -1,6 +1,7 @@
 """The loss on a validation subset, measured without a trace in the user's metrics."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -239,7 +240,7 @@ def _gather_batches(data: Any, size: int | None) -> tuple[list, Any]:
         raise ValueError(f"{unlimited}. Received: {data!r}. Pass `validation_size`.")
     groups: dict[tuple, list[list[np.ndarray]]] = {}
     taken, structure = 0, None
-    for batch in adapter.get_tf_dataset():
+    for batch in _readable_batches(adapter):
         odd = [leaf for leaf in _leaves(batch) if isinstance(leaf, NOT_DENSE)]
         if odd:
             raise ValueError(
@@ -267,6 +268,23 @@ def _gather_batches(data: Any, size: int | None) -> tuple[list, Any]:
         for parts in groups.values()
     ]
     return joined, structure
+
+
+def _readable_batches(adapter: DataAdapter) -> Iterator[Any]:
+    """Yields batches up to the first that cannot be read; there must be one."""
+    count = 0
+    try:
+        for batch in adapter.get_tf_dataset():
+            yield batch
+            count += 1
+    except Exception as error:
+        if not count:
+            raise
+        warnings.warn(
+            f"`validation_data` could be read for {count} batches only, and the "
+            f"controller watches the loss on these. What came then: {error}",
+            stacklevel=2,
+        )
 
 
 def _adapter(data: Any) -> DataAdapter:

@@ -1,0 +1,108 @@
+"""Back to weights under which the loss was finite."""
+
+import math
+
+import keras
+import tensorflow as tf
+
+from keras_learned_lr.observation.layers import is_built
+
+# Windows in a row without a finite loss: one may be a batch that was bad.
+PATIENCE = 3
+
+
+class Rollback:
+    """Keeps a model's weights and its optimizer's variables, and puts them back.
+
+    The copy is that of the last decision at which losses, weights and the optimizer's
+    variables were all finite. It takes the memory of the weights and of the
+    optimizer's variables once more, on their devices.
+
+    Args:
+        model: The compiled and built model.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        self._model = model
+        self._variables: list[keras.Variable] = []
+        self._copies: list[tf.Variable] = []
+        with tf.device("CPU:0"):
+            self._kept_step = tf.Variable(-1, dtype=tf.int64, trainable=False)
+            self._windows = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self._keep_function = tf.function(self._keep, autograph=False)
+        # The copies are restored when they are put here.
+        self._checkpoint = tf.train.Checkpoint(
+            kept_step=self._kept_step, windows=self._windows
+        )
+
+    @property
+    def checkpoint(self) -> tf.train.Checkpoint:
+        """All that a run which is interrupted goes on from."""
+        return self._checkpoint
+
+    def start(self) -> None:
+        """Begins a run: nothing is kept."""
+        self._kept_step.assign(-1)
+        self._windows.assign(0)
+
+    def close_window(self, finite: bool, loss: float, step: int) -> int | None:
+        """Keeps the weights, or puts back those that were kept.
+
+        Args:
+            finite: Whether every loss of the window that has ended was finite.
+            loss: The loss now, NaN where none is known yet.
+            step: Training steps taken.
+
+        Returns:
+            After the third window in a row that was not finite, the step whose weights
+            are back; else None. A loss that is finite now needs no other weights, and
+            where no finite ones were kept there are none to go back to.
+        """
+        if finite:
+            self._windows.assign(0)
+            if not self._copies and not self._make_copies():
+                return None
+            self._keep_function(tf.constant(step, tf.int64))
+            return None
+        self._windows.assign_add(1)
+        if self._windows.numpy() < PATIENCE or math.isfinite(loss):
+            return None
+        self._windows.assign(0)
+        kept_step = int(self._kept_step)
+        if kept_step < 0:
+            return None
+        for variable, copy in zip(self._variables, self._copies, strict=True):
+            variable.assign(copy)
+        return kept_step
+
+    def _make_copies(self) -> bool:
+        model = self._model
+        if not is_built(model):
+            return False
+        if not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+        # Neither metrics nor the seeds of dropout: these may go on.
+        self._variables = [*model.weights, *model.optimizer.variables]
+        for variable in self._variables:
+            with tf.device(_device_of(variable)):
+                value = tf.zeros(variable.shape, variable.dtype)
+                self._copies.append(tf.Variable(value, trainable=False))
+        self._checkpoint.copies = self._copies
+        return True
+
+    def _keep(self, step: tf.Tensor) -> None:
+        values = [tf.convert_to_tensor(v.value) for v in self._variables]
+        floating = [value for value in values if value.dtype.is_floating]
+        # The last update of a window of finite losses may have been the fatal one.
+        finite = tf.reduce_all(
+            [tf.reduce_all(tf.math.is_finite(value)) for value in floating]
+        )
+        for copy, value in zip(self._copies, values, strict=True):
+            copy.assign(tf.where(finite, value, copy))
+        self._kept_step.assign(tf.where(finite, step, self._kept_step))
+
+
+def _device_of(variable: keras.Variable) -> str | None:
+    # Of a variable that is spread over devices one copy is enough.
+    spread = isinstance(variable.value, tf.distribute.DistributedValues)
+    return None if spread else variable.value.device

@@ -1,0 +1,207 @@
+"""`rollback=True`: back to the last weights under which the loss was finite."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import (
+    GraphController,
+    ScriptedController,
+    data,
+    every,
+    fit,
+    learning_rate,
+    model,
+    rate,
+)
+
+from keras_learned_lr.control.rollback import PATIENCE
+
+X, Y = data()
+
+
+class Poison(keras.callbacks.Callback):
+    """Breaks the weights, once, after so many steps."""
+
+    def __init__(self, step, value=np.nan):
+        super().__init__()
+        self.step, self.value, self.taken = step, value, 0
+        self.before = None
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.taken += 1
+        if self.taken == self.step:
+            self.before = state_of(self.model)
+            # The first feeds a relu, which turns NaN into 0.
+            kernel = self.model.layers[-1].kernel
+            kernel.assign(tf.fill(kernel.shape, self.value))
+
+
+def state_of(trainee):
+    kept = [*trainee.weights, *trainee.optimizer.variables]
+    return [np.array(v) for v in kept if "learning_rate" not in v.path]
+
+
+def is_finite(trainee):
+    return all(np.all(np.isfinite(value)) for value in state_of(trainee))
+
+
+def poisoned(step, value=np.nan, optimizer="adam", form=None, epochs=4, **options):
+    """24 steps, decisions every 3; the weights break after `step`."""
+    options = {"rollback": True} | options
+    callback = rate(GraphController(0.3, form=form or every(3)), **options)
+    trainee, poison = model(optimizer, batch_norm=True), Poison(step, value)
+    # Before ours: at a decision the weights are broken already.
+    history = fit(trainee, [poison, callback], epochs=epochs)
+    return trainee, callback, poison, history.history
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_statistics_and_optimizer_are_back(value):
+    with pytest.warns(UserWarning, match="weights and the optimizer's") as caught:
+        trainee, callback, _, history = poisoned(8, value)
+    told = [str(w.message) for w in caught if "optimizer's" in str(w.message)]
+    # The last decision before was at step 6; those at 9, 12 and 15 found no loss.
+    assert len(told) == 1 and "those of step 6 again" in told[0]
+    assert is_finite(trainee)
+    decisions = callback.decisions
+    assert decisions["step"].tolist() == [0, 3, 6, 9, 12, 15, 18, 21]
+    assert decisions["held"].tolist() == [False] * 3 + [True] * 3 + [False] * 2
+    # The level that was under way is not back, but the last that was finite.
+    rates = decisions["learning_rate"]
+    np.testing.assert_allclose(rates[3:6], rates[1], rtol=1e-6)
+    assert np.isfinite(history["loss"][-1])
+
+
+def test_to_exactly_what_was_there():
+    class AtDecision(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            states.append(state_of(self.model))
+            rates.append(learning_rate(self.model))
+
+    states, rates = [], []
+    callback = rate(GraphController(0.3, form=every(3)), rollback=True)
+    trainee = model("adam", batch_norm=True)
+    with pytest.warns(UserWarning, match="those of step 6 again"):
+        fit(trainee, [Poison(8), callback, AtDecision()], epochs=3)
+    # states[i] is that after step i + 1 and whatever was decided there.
+    for now, then in zip(states[14], states[5], strict=True):
+        np.testing.assert_array_equal(now, then)
+    assert any(map(np.any, (np.isnan(value) for value in states[13])))
+    # The learning rate alone is not that of then, but the one decided now.
+    decided = callback.decisions["learning_rate"]
+    assert rates[14] == pytest.approx(decided[5])
+    assert rates[14] != pytest.approx(rates[5])
+
+
+def test_before_the_first_window_there_are_the_initial_weights():
+    with pytest.warns(UserWarning, match="those of step 0 again"):
+        trainee, *_ = poisoned(1, validation_data=None)
+    assert is_finite(trainee)
+
+
+def test_an_update_that_breaks_the_weights_after_a_finite_loss_is_not_kept():
+    """Without validation data the window before it looks healthy."""
+    with pytest.warns(UserWarning, match="those of step 3 again"):
+        # At step 6 the losses were finite and the weights are not.
+        trainee, *_ = poisoned(6, validation_data=None)
+    assert is_finite(trainee)
+
+
+def test_without_it_the_weights_stay_broken():
+    with pytest.warns(UserWarning, match="not finite"):
+        trainee, callback, *_ = poisoned(8, rollback=False)
+    assert not is_finite(trainee)
+    assert callback._loop._rollback is None
+
+
+def test_as_often_as_it_takes_and_told_once():
+    class Again(Poison):
+        def on_train_batch_end(self, batch, logs=None):
+            super().on_train_batch_end(batch, logs)
+            if self.taken == 20:
+                self.taken = self.step - 1
+
+    callback = rate(GraphController(0.0, form=every(2)), rollback=True)
+    trainee = model("adam")
+    with pytest.warns(UserWarning) as caught:
+        fit(trainee, [Again(5), callback], epochs=6)
+    told = [w for w in caught if "optimizer's variables" in str(w.message)]
+    assert len(told) == 1
+    back = [r.rolled_back for r in callback._records if r.rolled_back is not None]
+    assert len(back) == 2
+    assert is_finite(trainee)
+
+
+def test_fewer_windows_do_not():
+    class Mended(Poison):
+        def on_train_batch_end(self, batch, logs=None):
+            super().on_train_batch_end(batch, logs)
+            if self.taken == self.step + 3 * (PATIENCE - 2):
+                for variable, value in zip(
+                    self.model.weights, self.before, strict=False
+                ):
+                    variable.assign(value)
+
+    callback = rate(GraphController(0.0, form=every(3)), rollback=True)
+    with pytest.warns(UserWarning, match="not finite"):
+        fit(model(keras.optimizers.SGD(0.1)), [Mended(3), callback], epochs=4)
+    # Two windows without a finite loss, and the third was finite again.
+    held = callback.decisions["held"].tolist()
+    assert held == [False, True, True] + [False] * 5
+    assert all(r.rolled_back is None for r in callback._records)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_validation_data_that_were_never_finite_take_nothing_back(bad):
+    weights = np.ones(32, "float32")
+    weights[5] = bad
+    with pytest.warns(UserWarning) as caught:
+        given = (*data(32, seed=1), weights)
+        callback = rate(form_of_three(), validation_data=given, rollback=True)
+        trainee, plain = model(), model()
+        fit(trainee, [callback], epochs=4)
+    assert not [w for w in caught if "optimizer's variables" in str(w.message)]
+    # Held at the default all along after the first decision, it trains as without.
+    assert callback.decisions["held"].tolist() == [False] + [True] * 7
+    fit(plain, epochs=4)
+    for a, b in zip(trainee.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def form_of_three():
+    return ScriptedController([0.0], ["validation_loss"], every(3))
+
+
+def test_losses_that_are_not_finite_beside_a_finite_validation_loss_take_nothing_back():
+    """As with one corrupt example whose updates a loss scaler skips."""
+
+    class Skipping(keras.Model):
+        def train_step(self, data):
+            logs = super().train_step(data)
+            return logs | {"loss": logs["loss"]}
+
+        def compute_loss(self, *args, training=True, **kwargs):
+            loss = super().compute_loss(*args, training=training, **kwargs)
+            if not training:
+                return loss
+            # The value is not finite, the gradient is.
+            return loss + tf.stop_gradient(tf.constant(np.nan))
+
+    callback = rate(form_of_three(), rollback=True)
+    trainee, plain = model(model_class=Skipping), model()
+    with pytest.warns(UserWarning, match="not finite"):
+        fit(trainee, [callback], epochs=4)
+    assert callback.decisions["held"].tolist() == [False] + [True] * 7
+    assert np.all(np.isfinite(callback.decisions["loss"]))
+    fit(plain, epochs=4)
+    for a, b in zip(trainee.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_loss_scaling_goes_back_too():
+    trainee = model(keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.01)))
+    callback = rate(form_of_three(), rollback=True)
+    with pytest.warns(UserWarning, match="those of step 6 again"):
+        fit(trainee, [Poison(8), callback], epochs=4)
+    assert is_finite(trainee)
