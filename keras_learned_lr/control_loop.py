@@ -211,6 +211,9 @@ class ControlLoop:
                 are not in it.
         """
         self._take_optimizer(defaults)
+        if self._rollback is not None:
+            # They may be needed before another window is finite.
+            self._rollback.make_copies()
         status = self._checkpoint().read(str(path))
         status.assert_existing_objects_matched()
         # The user may have set other bounds since.

@@ -165,7 +165,9 @@ class TestGoesOn:
                     kernel.assign(tf.fill(kernel.shape, np.nan))
 
         def run(folder, others):
-            return start(callback(folder, rollback=True), [Poison(), *others])
+            # Long enough for a decision after the weights are back.
+            ours = callback(folder, rollback=True)
+            return start(ours, [Poison(), *others], epochs=6)
 
         whole, _, told = run(None, [])
         assert [t for t in told if "those of step 16 again" in t]

@@ -60,7 +60,7 @@ class Rollback:
         """
         if finite:
             self._windows.assign(0)
-            if not self._copies and not self._make_copies():
+            if not self._copies and not self.make_copies():
                 return None
             self._keep_function(tf.constant(step, tf.int64))
             return None
@@ -75,8 +75,10 @@ class Rollback:
             variable.assign(copy)
         return kept_step
 
-    def _make_copies(self) -> bool:
+    def make_copies(self) -> bool:
+        """Makes room for the copies; says whether the model is built for it."""
         model = self._model
+        self._copies = []
         if not is_built(model):
             return False
         if not model.optimizer.built:
