@@ -60,7 +60,7 @@ class Rollback:
         """
         if finite:
             self._windows.assign(0)
-            if not self._copies and not self.make_copies():
+            if not self.make_copies():
                 return None
             self._keep_function(tf.constant(step, tf.int64))
             return None
@@ -78,7 +78,8 @@ class Rollback:
     def make_copies(self) -> bool:
         """Makes room for the copies; says whether the model is built for it."""
         model = self._model
-        self._copies = []
+        if self._copies:
+            return True
         if not is_built(model):
             return False
         if not model.optimizer.built:
