@@ -64,6 +64,7 @@ class Probe:
         self._validation_loss = validation_loss if "validation" in needs else None
         self._probe_size = probe_size
         self._before_step = before_step
+        self._spread = model.distribute_strategy.num_replicas_in_sync > 1
         self._designated_layer = designated_layer
         if "layer" in needs:
             check_layer(model, designated_layer)
@@ -187,6 +188,9 @@ class Probe:
             # finds none.
             with tf.control_dependencies(_tensors(data)):
                 step = self._step.read_value()
+                if self._spread and self._before_step is not None:
+                    # What all replicas share cannot be assigned in a branch.
+                    self._before_step(step)
                 run_if(step >= self._next_call, lambda: self._prepare(step, data))
             logs, loss = run_and_catch_loss(self._model, train_step, data)
             self._note_loss(step, loss)
@@ -227,8 +231,9 @@ class Probe:
         """Does what is to be done before few steps only."""
         if self._needs & {"outputs", "inputs"}:
             self._note_batch(step, data)
-        never = tf.constant(tf.int64.max, tf.int64)
-        again = never if self._before_step is None else self._before_step(step)
+        again = tf.constant(tf.int64.max, tf.int64)
+        if self._before_step is not None and not self._spread:
+            again = self._before_step(step)
         self._next_call.assign(again)
 
     def _note_loss(self, step: tf.Tensor, loss: tf.Tensor) -> None:
