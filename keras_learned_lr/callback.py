@@ -427,8 +427,8 @@ class LearnedLearningRate(keras.callbacks.Callback):
         if contested and not self._contested:
             self._contested = True
             warnings.warn(
-                "Something else sets the learning rate in this run too, and the "
-                "controller overrules it: `ReduceLROnPlateau`, `LearningRateScheduler` "
+                "Something else sets the learning rate in this run too, and each "
+                "decision overrules it: `ReduceLROnPlateau`, `LearningRateScheduler` "
                 "or another callback, or the model's own `train_step`. Use either that "
                 "or LearnedLearningRate.",
                 stacklevel=3,

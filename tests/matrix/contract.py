@@ -28,11 +28,11 @@ def shipped(decisions=5):
     return controller
 
 
-def scripted():
+def scripted(envelope="trapezoid"):
     """A controller that looks at little, where what it sees is not the question."""
     form = AnchoredScaleFactor(
         schedule=GeometricPerRun(decisions=5, density=2.0),
-        envelope="trapezoid",
+        envelope=envelope,
         width=Width(0.5, 0.1),
     )
     names = ("log_level", "validation_vs_first")

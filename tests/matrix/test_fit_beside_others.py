@@ -183,11 +183,12 @@ OTHERS = {
 
 
 class TestAnotherSchedule:
-    """It is told, once, and the rates are the controller's all the same."""
+    """It is told, once; where an envelope moves, the rates are the controller's."""
 
     @pytest.mark.parametrize("name", OTHERS)
     def test_after_it(self, name):
-        check(beside=[OTHERS[name]()], told=[CONTESTED])
+        moving = scripted(envelope="cosine")
+        check(controller=moving, beside=[OTHERS[name]()], told=[CONTESTED])
 
     @pytest.mark.parametrize("name", list(OTHERS)[1:])
     def test_before_it(self, name):
@@ -195,7 +196,8 @@ class TestAnotherSchedule:
         trainee = classifier()
         if name == "LearningRateScheduler":
             watched(trainee)[0].used_rates.default = float(np.float32(0.02))
-        check(trainee, before=[OTHERS[name]()], told=[CONTESTED])
+        moving = scripted(envelope="cosine")
+        check(trainee, controller=moving, before=[OTHERS[name]()], told=[CONTESTED])
 
     @pytest.mark.parametrize("name", OTHERS)
     def test_where_the_rate_is_constant_between_decisions(self, name):
