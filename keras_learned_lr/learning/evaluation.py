@@ -11,6 +11,7 @@ from keras_learned_lr.control.actions import AnchoredScaleFactor
 from keras_learned_lr.learning.environment import scores
 from keras_learned_lr.learning.tasks.sampler import TaskBatch, TaskSampler
 from keras_learned_lr.learning.tasks.split import TaskTemplate
+from keras_learned_lr.learning.trainees import TraineesState
 from keras_learned_lr.observation.features import ObservationSpec
 
 # Decades between the initial learning rates and the template's, for a controller ...
@@ -35,12 +36,15 @@ class Exam(NamedTuple):
         name: Template and horizon.
         draw: Returns the trainees, always the same, from given offsets.
         best_cosine: The lowest loss of the cosine grid, float `[tasks]`.
+        tuned_cosine: The loss of that cosine which does best on the examples that a
+            controller is shown, `[tasks]`: what a search would have chosen.
         cosine: The losses of the grid, `[tasks, len(GRID)]`.
     """
 
     name: str
     draw: Callable[..., TaskBatch]
     best_cosine: np.ndarray
+    tuned_cosine: np.ndarray
     cosine: np.ndarray
 
 
@@ -51,6 +55,8 @@ class Result:
     Attributes:
         ratio: Geometric mean over tasks and initial learning rates within 100× of the
             template's of the final loss over the best cosine's.
+        tuned_ratio: The same over the loss of the cosine that a search would have
+            chosen.
         far_ratio: The same for those 1000× off.
         lost: Share of all runs that diverged or ended at `WORST_RATIO` or above.
         by_exam: `ratio` of each exam.
@@ -58,6 +64,7 @@ class Result:
     """
 
     ratio: float
+    tuned_ratio: float
     far_ratio: float
     lost: float
     by_exam: dict[str, float]
@@ -96,10 +103,17 @@ def set_exams(
                 spread = np.tile(np.asarray(offsets), (tasks, 1))
                 return sampler.draw(template, tasks, spread, horizon, rng)
 
-            losses = run_level(draw(GRID, cosines)).reshape(tasks, len(GRID))
-            losses = np.where(np.isfinite(losses), losses, np.inf)
+            batch = draw(GRID, cosines)
+            state = _train_at_level(batch)
+            shown = batch.measure(state, batch.members).numpy()
+            losses, shown = (
+                np.where(np.isfinite(found), found, np.inf).reshape(tasks, len(GRID))
+                for found in (scores(batch, state), shown)
+            )
+            shown = np.where(np.isfinite(losses), shown, np.inf)
+            tuned = losses[np.arange(tasks), shown.argmin(1)]
             name = f"{template.name} T={horizon}"
-            exams.append(Exam(name, draw, losses.min(1), losses))
+            exams.append(Exam(name, draw, losses.min(1), tuned, losses))
     return exams
 
 
@@ -112,12 +126,13 @@ def run_level(batch: TaskBatch) -> np.ndarray:
     Returns:
         The final losses `[batch]`.
     """
+    return scores(batch, _train_at_level(batch))
+
+
+def _train_at_level(batch: TaskBatch) -> TraineesState:
     state, _ = batch.trainees.begin(batch.members)
     level = tf.zeros([len(batch.task)])
-    state, _ = batch.trainees.advance(
-        batch.members, state, level, batch.members.horizon
-    )
-    return scores(batch, state)
+    return batch.trainees.advance(batch.members, state, level, batch.members.horizon)[0]
 
 
 def run_controller(
@@ -186,8 +201,11 @@ def mark(exams: Sequence[Exam], ratios: Sequence[np.ndarray]) -> Result:
     offsets = np.array(OFFSETS)
     near = np.abs(offsets) <= 2.0
     every = np.concatenate(ratios)
+    ratio = _geometric_mean(every[:, near])
+    lead = np.concatenate([exam.tuned_cosine / exam.best_cosine for exam in exams])
     return Result(
-        ratio=_geometric_mean(every[:, near]),
+        ratio=ratio,
+        tuned_ratio=ratio / _geometric_mean(lead),
         far_ratio=_geometric_mean(every[:, ~near]),
         lost=float((every >= WORST_RATIO).mean()),
         by_exam={

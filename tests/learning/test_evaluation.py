@@ -70,6 +70,26 @@ def test_the_cosine_grid_follows_its_formula(sampler, exams):
     )
 
 
+def test_a_search_chooses_on_the_examples_that_a_controller_is_shown(sampler):
+    """Thirty tasks: in some of them the scored examples would have chosen another."""
+    (exam,) = evaluation.set_exams(sampler, [TEMPLATE], [HORIZON], 30, seed=4)
+    cosines = TaskSampler(evaluation.COSINE_SPEC, evaluation.COSINE)
+    rng = np.random.default_rng([4, 0, HORIZON])
+    offsets = np.tile(evaluation.GRID, (30, 1))
+    batch = cosines.draw(TEMPLATE, 30, offsets, HORIZON, rng)
+    trainees, members = batch.trainees, batch.members
+    state, _ = trainees.begin(members)
+    state, _ = trainees.advance(members, state, tf.zeros(240), members.horizon)
+    shown = batch.measure(state, members).numpy().reshape(30, 8)
+    scored = scores(batch, state).reshape(30, 8)
+    ended = np.isfinite(scored) & np.isfinite(shown)
+    chosen = np.where(ended, shown, np.inf).argmin(1)
+    found = scored[np.arange(30), chosen]
+    np.testing.assert_allclose(exam.tuned_cosine, found, rtol=1e-4)
+    assert (exam.tuned_cosine >= exam.best_cosine).all()
+    assert (exam.tuned_cosine > exam.best_cosine).any()
+
+
 def test_the_exams_are_the_same_every_time(sampler, exams):
     again = evaluation.set_exams(sampler, [TEMPLATE], [HORIZON], 3, seed=4)
     np.testing.assert_array_equal(again[0].cosine, exams[0].cosine)
@@ -87,6 +107,8 @@ def test_marks_are_geometric_means_of_ratios(exams):
     ratios = evaluation.ratios_to_best(exam, losses.ravel())
     result = evaluation.mark([exam], [ratios])
     assert result.ratio == pytest.approx(2.0 ** (1 / 6))
+    lead = np.exp(np.log(exam.tuned_cosine / exam.best_cosine).mean())
+    assert result.tuned_ratio == pytest.approx(result.ratio / lead)
     assert result.far_ratio == pytest.approx((3.0**3 * 10 * 10) ** (1 / 6))
     assert result.lost == pytest.approx(2 / 24)
     assert result.by_offset["-2"] == pytest.approx(2.0)
