@@ -11,7 +11,7 @@ from keras_learned_lr.control.actions import (
 from keras_learned_lr.control.controller import ServingError
 from keras_learned_lr.control.remote import GrpcController, RestController
 from keras_learned_lr.control.saved_model import load_controller, shipped_controllers
-from keras_learned_lr.observation.features import ObservationSpec
+from keras_learned_lr.observation.spec import ObservationSpec
 from keras_learned_lr.plotting import plot_decisions
 
 __all__ = [

@@ -19,8 +19,9 @@ from keras_learned_lr.control.controller import (
 )
 from keras_learned_lr.control.optimizer import OptimizerLearningRate
 from keras_learned_lr.control.rollback import Rollback
-from keras_learned_lr.observation.features import initial_memory, observe
+from keras_learned_lr.observation.memory import initial_memory
 from keras_learned_lr.observation.probe import Probe
+from keras_learned_lr.observation.spec import observe
 from keras_learned_lr.observation.tensors import first_replica
 from keras_learned_lr.observation.validation import ValidationLoss
 

@@ -183,10 +183,10 @@ class TestNames:
             ObservationSpec(["gradient"])
 
     def test_of_another_observation_version(self, tmp_path, monkeypatch):
-        from keras_learned_lr.observation import features
+        from keras_learned_lr.observation import spec
 
         with monkeypatch.context() as patch:
-            patch.setattr(features, "SPEC_VERSION", 99)
+            patch.setattr(spec, "SPEC_VERSION", 99)
             path = exported(tmp_path / "future")
         with pytest.raises(ValueError, match="version 99; this .* makes version"):
             LearnedLearningRate(path)

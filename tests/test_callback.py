@@ -546,7 +546,7 @@ import sys
 sys.path.insert(0, "tests")
 from helpers import *
 from keras_learned_lr import AnchoredScaleFactor
-from keras_learned_lr.observation.features import DEFAULT, PUBLISHED
+from keras_learned_lr.observation.spec import DEFAULT, PUBLISHED
 
 x, y = data()
 names = tuple(dict.fromkeys(PUBLISHED + DEFAULT))

@@ -24,7 +24,7 @@ from keras_learned_lr import (
     ScaleFactor,
 )
 from keras_learned_lr.control.schedules import EverySteps
-from keras_learned_lr.observation.features import DEFAULT, PUBLISHED
+from keras_learned_lr.observation.spec import DEFAULT, PUBLISHED
 
 EVERYTHING = tuple(dict.fromkeys(PUBLISHED + DEFAULT))
 ACTIONS = [0.6, -0.3, 1.5, 0.0, -0.9]

@@ -31,11 +31,9 @@ from keras_learned_lr import (
 from keras_learned_lr.control.actions import ENVELOPES, SMALLEST, Width
 from keras_learned_lr.control.controller import PolicyOutput
 from keras_learned_lr.control.schedules import EverySteps
-from keras_learned_lr.observation.features import (
-    FEATURES,
-    initial_memory,
-    observe,
-)
+from keras_learned_lr.observation.features import FEATURES
+from keras_learned_lr.observation.memory import initial_memory
+from keras_learned_lr.observation.spec import observe
 from keras_learned_lr.observation.statistics import Statistics
 
 WINDOW, DECISIONS = 3, 6

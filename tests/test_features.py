@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_learned_lr.observation.features import (
+from keras_learned_lr.observation.features import FEATURES
+from keras_learned_lr.observation.log_scale import symmetric_log
+from keras_learned_lr.observation.memory import Memory, initial_memory
+from keras_learned_lr.observation.spec import (
     DEFAULT,
-    FEATURES,
     PUBLISHED,
-    Memory,
     ObservationSpec,
-    initial_memory,
     observe,
-    symmetric_log,
 )
 from keras_learned_lr.observation.statistics import Statistics
 

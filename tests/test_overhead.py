@@ -98,7 +98,7 @@ def test_the_front_is_what_nothing_beats():
 @pytest.mark.slow
 def test_the_command_tells_all(monkeypatch):
     monkeypatch.setattr(overhead, "STEPS", (100, 150))
-    command = ["benchmark", "overhead", "--rounds", "1", "--no-xla", "--json"]
+    command = ["benchmark", "overhead", "--rounds", "1", "--json"]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout.splitlines()[-1])

@@ -21,7 +21,7 @@ from helpers import (
 from keras_learned_lr import AnchoredScaleFactor, load_controller, shipped_controllers
 from keras_learned_lr.control.description import FORMAT, describe
 from keras_learned_lr.control.export import export_controller
-from keras_learned_lr.observation.features import PUBLISHED
+from keras_learned_lr.observation.spec import PUBLISHED
 
 KINDS = pytest.mark.parametrize("kind", [MLPController, RecurrentController])
 

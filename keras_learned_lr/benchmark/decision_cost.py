@@ -19,7 +19,8 @@ from keras_learned_lr.callback import (
 from keras_learned_lr.control.controller import Controller
 from keras_learned_lr.control.saved_model import load_controller
 from keras_learned_lr.control_loop import ControlLoop
-from keras_learned_lr.observation.features import initial_memory, observe
+from keras_learned_lr.observation.memory import initial_memory
+from keras_learned_lr.observation.spec import observe
 from keras_learned_lr.observation.statistics import Statistics
 from keras_learned_lr.observation.validation import ValidationLoss
 

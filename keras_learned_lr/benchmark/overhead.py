@@ -25,7 +25,7 @@ from keras_learned_lr.callback import LearnedLearningRate
 STEPS = (2_000, 10_000)
 # Training steps of one fit before the other one's turn: long against a change of
 # places, short against what else the machine does.
-TURN = 50
+TURN = 25
 # Training steps of a fit in which decisions are only counted, not timed.
 COUNTED = 200
 TAPPED = 4_000

@@ -30,7 +30,7 @@ from keras_learned_lr.control.export import export_version
 from keras_learned_lr.control.saved_model import SavedModelController, load_controller
 from keras_learned_lr.control.versions import MODEL_NAME
 from keras_learned_lr.control_loop import ControlLoop
-from keras_learned_lr.observation.features import ObservationSpec
+from keras_learned_lr.observation.spec import ObservationSpec
 from keras_learned_lr.observation.validation import ValidationLoss
 from keras_learned_lr.rehearsal import made_up_trainee, rehearse
 

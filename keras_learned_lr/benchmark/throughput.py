@@ -17,7 +17,7 @@ import tensorflow as tf
 from keras_learned_lr.control.actions import AnchoredScaleFactor
 from keras_learned_lr.learning.optimizers import make_settings
 from keras_learned_lr.learning.trainees import Members, Template, Trainees
-from keras_learned_lr.observation.features import ObservationSpec
+from keras_learned_lr.observation.spec import ObservationSpec
 
 LOSS = "sparse_categorical_crossentropy"
 EXAMPLES, VALIDATION, CLASSES = 512, 256, 10

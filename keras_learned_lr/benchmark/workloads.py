@@ -15,16 +15,16 @@ TOKENS, LENGTH, WIDTH = 200, 32, 32
 
 
 def _cnn() -> keras.Model:
-    """248 110 parameters."""
+    """244 366 parameters: the two stages of Keras's own first example, and a layer."""
     return keras.Sequential(
         [
             keras.Input((28, 28, 1)),
-            layers.Conv2D(16, 3, activation="relu"),
-            layers.MaxPooling2D(),
             layers.Conv2D(32, 3, activation="relu"),
             layers.MaxPooling2D(),
+            layers.Conv2D(64, 3, activation="relu"),
+            layers.MaxPooling2D(),
             layers.Flatten(),
-            layers.Dense(300, "relu"),
+            layers.Dense(140, "relu"),
             layers.Dense(CLASSES, "softmax"),
         ]
     )
@@ -83,11 +83,15 @@ class Workload:
 
     def batches(self) -> tf.data.Dataset:
         """Returns batches without end that wait for nobody."""
+        # Where tf.data tunes itself, the end of a `fit` may wait seconds for the tuner.
+        options = tf.data.Options()
+        options.autotune.enabled = False
         x, y = self._labelled(BATCHES * self.batch_size, seed=0)
         parts = (
             part.reshape(BATCHES, self.batch_size, *part.shape[1:]) for part in (x, y)
         )
-        return tf.data.Dataset.from_tensor_slices(tuple(parts)).repeat()
+        data = tf.data.Dataset.from_tensor_slices(tuple(parts)).repeat()
+        return data.with_options(options)
 
     def validation(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns validation data, more than a controller looks at."""

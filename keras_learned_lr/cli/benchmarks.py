@@ -1,252 +1,14 @@
-"""The command line, `keras-learned-lr`."""
+"""The commands under `benchmark`, each of which prints a table or JSON."""
 
 import json
-import os
-import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-# TensorFlow's start-up notices would drown what the commands print.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+import typer
+from rich.console import Console
+from rich.table import Table
 
-try:
-    import typer
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-    from rich.table import Table
-except ImportError as error:
-    sys.exit(
-        f"keras-learned-lr needs {error.name}. Install it with "
-        '`pip install "keras_learned_lr[cli]"`.'
-    )
-
-app = typer.Typer(
-    help="A small neural network that sets the learning rate of a Keras model.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_show_locals=False,
-)
-benchmark_app = typer.Typer(
-    help="Measure whether it is any good.", no_args_is_help=True
-)
-app.add_typer(benchmark_app, name="benchmark")
-console = Console()
-
-
-@app.command()
-def demo(
-    output: Annotated[
-        Path, typer.Option(help="Folder for the controller and the picture.")
-    ] = Path("learned_lr_demo"),
-    episodes: Annotated[
-        int | None, typer.Option(min=1, help="Fits that the controller learns from.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seeds everything.")] = 0,
-) -> None:
-    """Train a controller on real images, export it, and use it on unseen data."""
-    from keras_learned_lr import demo as steps
-
-    episodes = episodes or steps.EPISODES
-    console.print(
-        f"Training a controller: {episodes} short fits on the digits 0 to 4, each "
-        "from a random learning rate."
-    )
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total} fits"),
-        TimeRemainingColumn(),
-        console=console,
-    ) as progress:
-        task = progress.add_task("mean reward …", total=episodes)
-        rewards: list[float] = []
-
-        def on_episode(episode: steps.FitEpisode) -> None:
-            rewards.append(episode.reward)
-            recent = rewards[-40:]
-            mean = sum(recent) / len(recent)
-            progress.update(task, advance=1, description=f"mean reward {mean:5.2f}")
-
-        learner, _ = steps.train_controller(episodes, seed, on_episode)
-    fifth = max(1, episodes // 5)
-    console.print(
-        f"Mean reward a fit: {sum(rewards[:fifth]) / fifth:.2f} over the first fifth, "
-        f"{sum(rewards[-fifth:]) / fifth:.2f} over the last."
-    )
-    controller = learner.export(output / "controller")
-    console.print(f"Exported to {controller}. Loading it frozen.")
-    data = steps.unseen_images()
-    rows = steps.compare(controller, data, seed)
-    table = Table(
-        title=f"A fresh convolutional model on {data.name}, never seen before"
-    )
-    for heading in ("initial learning rate", "method", "test loss", "test accuracy"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        table.add_row(
-            f"{row.learning_rate:g}",
-            row.method,
-            f"{row.loss:.3f}",
-            f"{row.accuracy:.1%}",
-        )
-    console.print(table)
-    picture = output / "learning_rates.png"
-    steps.draw(rows, picture)
-    console.print(f"Learning rate and loss over steps: {picture}")
-
-
-@app.command()
-def train(
-    config: Annotated[
-        str, typer.Argument(help="A TOML file, or the name of one that ships: small.")
-    ],
-    to: Annotated[
-        Path | None, typer.Option(help="Folder of the run. [default: runs/CONFIG]")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in the folder.")
-    ] = False,
-    seed: Annotated[
-        int | None, typer.Option(help="In place of the config's two seeds.")
-    ] = None,
-    threads: Annotated[
-        int, typer.Option(min=0, help="Cores to compute on; 0 for all.")
-    ] = 0,
-) -> None:
-    """Meta-train a controller on many small tasks at once."""
-    import tensorflow as tf
-
-    # Before anything computes: the same weights again need the same threads.
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    _silence_retracing()
-    from keras_learned_lr.learning import MetaTraining, read_config
-
-    folder = to or Path("runs") / Path(config).stem
-    try:
-        chosen = read_config(config)
-        if seed is not None:
-            chosen = chosen.with_seed(seed)
-        run = MetaTraining(chosen, folder, resume)
-    except ValueError as error:
-        console.print(f"[red]{escape(str(error))}[/red]")
-        raise typer.Exit(2) from None
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total} rounds"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(
-            "starting …", total=chosen.rounds, completed=run.progress.round
-        )
-
-        def on_round(record: dict[str, Any]) -> None:
-            mean = record["mean_return"]
-            progress.update(task, advance=1, description=f"mean return {mean:5.2f}")
-            if "validation" in record:
-                console.print(_validation_line(record))
-
-        run.run(on_round)
-    controller = run.export_best()
-    done = run.progress
-    total = sum(done.seconds.values())
-    shares = ", ".join(f"{k} {v / total:.0%}" for k, v in done.seconds.items())
-    console.print(
-        f"{done.trainee_steps / 1e6:.1f} million trainee steps in {total / 60:.1f} "
-        f"minutes: {shares}."
-    )
-    console.print(
-        f"Best on the validation tasks: {done.best_ratio:.3f} of the best cosine, "
-        f"after round {done.best_round}. Exported to {controller}"
-    )
-
-
-def _silence_retracing() -> None:
-    """Silences warnings that count the graphs of all templates as retraces of one."""
-    import tensorflow as tf
-
-    tf.get_logger().setLevel("ERROR")
-
-
-def _validation_line(record: dict[str, Any]) -> str:
-    marks = record["validation"]
-    return (
-        f"Round {record['round']}: loss over the best cosine's {marks['ratio']:.3f}, "
-        f"from learning rates 1000 times off {marks['far_ratio']:.3f}, "
-        f"{marks['lost']:.1%} of the runs lost."
-    )
-
-
-@app.command()
-def export(
-    controller: Annotated[
-        str, typer.Argument(help="Name of a shipped controller, or a folder.")
-    ],
-    to: Annotated[
-        Path, typer.Option(help="Folder of the served model, as `base/learned_lr`.")
-    ],
-) -> None:
-    """Write a controller as the next version of a model for TensorFlow Serving."""
-    from keras_learned_lr.control.export import can_warm_up, export_version
-    from keras_learned_lr.control.model_card import read_card
-    from keras_learned_lr.controllers import as_controller
-    from keras_learned_lr.rehearsal import rehearse
-
-    try:
-        source: Any = as_controller(controller)
-        card = read_card(source.path) if hasattr(source, "path") else None
-        observations = rehearse(source).observations if can_warm_up() else None
-        facts = card["trained"] if card else {}
-        print(export_version(source, to, observations, facts))
-    except (ValueError, OSError) as error:
-        sys.exit(f"{error}")
-
-
-@app.command("serve-check")
-def serve_check(
-    url: Annotated[
-        str,
-        typer.Argument(
-            help="http(s)://HOST:8501/v1/models/NAME or grpc(s)://HOST:8500/NAME"
-        ),
-    ],
-    version: Annotated[int | None, typer.Option(help="Ask for this version.")] = None,
-    label: Annotated[str | None, typer.Option(help="Ask for this label.")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds for one decision.")] = 1.0,
-    ca_file: Annotated[
-        str | None, typer.Option(help="PEM file of the authorities to trust.")
-    ] = None,
-    authorization_variable: Annotated[
-        str | None,
-        typer.Option(help="Environment variable with the authorization header."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Check a running server: signature, spec, latency and a tiny fit."""
-    from keras_learned_lr.serve_check import check
-
-    headers = None
-    if authorization_variable is not None:
-        if authorization_variable not in os.environ:
-            sys.exit(f"The environment has no variable {authorization_variable!r}.")
-        headers = {"authorization": os.environ[authorization_variable]}
-    checks = check(
-        url,
-        version=version,
-        label=label,
-        timeout=timeout,
-        ca_file=ca_file,
-        headers=headers,
-    )
-    if as_json:
-        print(json.dumps([done._asdict() for done in checks]))
-    else:
-        for done in checks:
-            print(f"{'ok    ' if done.passed else 'FAILED'} {done.name}: {done.found}")
-    if not all(done.passed for done in checks):
-        raise typer.Exit(1)
+from keras_learned_lr.cli.apps import benchmark_app, console, silence_retracing
 
 
 @benchmark_app.command("serving")
@@ -322,7 +84,7 @@ def benchmark_meta_training(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare short meta-trainings with tuned cosine schedules and two controls."""
-    _silence_retracing()
+    silence_retracing()
     from keras_learned_lr.benchmark import meta_training
 
     report = meta_training.run(seeds, config, folder, results)
@@ -354,7 +116,7 @@ def benchmark_envelopes(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare envelopes, each at its best constant level, on training tasks."""
-    _silence_retracing()
+    silence_retracing()
     from keras_learned_lr.benchmark import envelopes
 
     rows = envelopes.run(tasks or (), results=results)
@@ -443,15 +205,15 @@ def benchmark_overhead(
         bool, typer.Option("--quick", help="Leave out the fits of 10 000 steps.")
     ] = False,
     xla: Annotated[
-        bool | None,
-        typer.Option("--xla/--no-xla", help="By default what Keras chooses."),
-    ] = None,
+        bool,
+        typer.Option("--xla", help="Compile the models, which takes far longer here."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure what the callback costs, against fit without it."""
     from keras_learned_lr.benchmark import overhead
 
-    report = overhead.run(rounds, quick, "auto" if xla is None else xla)
+    report = overhead.run(rounds, quick, xla)
     if as_json:
         print(json.dumps(report))
         return
@@ -548,8 +310,3 @@ def benchmark_throughput(
         f"MLP's time. {report['memory']['trainees']} MLPs hold "
         f"{report['memory']['state_bytes'] / 1e6:.1f} MB."
     )
-
-
-def main() -> None:
-    """Runs the command line."""
-    app()

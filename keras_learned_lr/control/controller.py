@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_learned_lr.control.actions import ActionForm
-from keras_learned_lr.observation.features import ObservationSpec
+from keras_learned_lr.observation.spec import ObservationSpec
 
 
 class PolicyOutput(NamedTuple):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from keras_learned_lr._version import __version__
 from keras_learned_lr.control.actions import ActionForm
 from keras_learned_lr.control.controller import Controller
-from keras_learned_lr.observation.features import ObservationSpec
+from keras_learned_lr.observation.spec import ObservationSpec
 
 FORMAT = "keras_learned_lr.controller"
 FORMAT_VERSION = 1

@@ -24,6 +24,7 @@ SHAPES = (
     "hidden",
     "lstm_size",
     "capacity",
+    "averaging",
 )
 
 
@@ -97,6 +98,9 @@ def _read(folder: Path) -> dict[str, Any]:
 
 def _checkpoint(learner: "ControllerLearner") -> tf.train.Checkpoint:
     parts = learner.parts
+    averaged = {}
+    if parts.averaged is not parts.actor:
+        averaged["averaged"] = list(parts.averaged.variables)
     return tf.train.Checkpoint(
         actor=list(parts.actor.variables),
         critic=list(parts.critic.variables),
@@ -105,4 +109,5 @@ def _checkpoint(learner: "ControllerLearner") -> tf.train.Checkpoint:
         buffer=list(learner.buffer.variables()),
         finished=learner.finished,
         generator=learner.generator,
+        **averaged,
     )

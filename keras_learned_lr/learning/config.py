@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from keras_learned_lr.control.actions import ActionForm, AnchoredScaleFactor
 from keras_learned_lr.control.config import Configurable
 from keras_learned_lr.learning.rewards import LogImprovement, Reward
-from keras_learned_lr.observation import features
+from keras_learned_lr.observation.spec import DEFAULT, ObservationSpec
 
 ALGORITHMS = ("ppo", "reinforce")
 NETWORKS = ("mlp", "lstm")
@@ -44,6 +44,9 @@ class LearnerConfig(Configurable):
         final_deviation: The same after `annealing_updates`, falling linearly.
         annealing_updates: Updates over which both schedules run.
         gradient_clipping: Largest global norm of a gradient, or None.
+        averaging: How much of the weights of `greedy()` and of exports stays at an
+            update; the rest comes from the weights that learn (Polyak & Juditsky 1992,
+            as a moving average). 0 gives them the weights that learn.
         episodes_per_update: Finished episodes that make an update due.
         train_every: Where it is a number N, an update is due at every N-th decision
             too, without waiting for episodes to end (PPO only).
@@ -55,7 +58,7 @@ class LearnerConfig(Configurable):
     kind: ClassVar[str] = "learner"
     algorithm: str = "ppo"
     network: str = "mlp"
-    observation: tuple[str, ...] = features.DEFAULT
+    observation: tuple[str, ...] = DEFAULT
     privileged: int = 0
     action_form: ActionForm = AnchoredScaleFactor()
     reward: Reward = LogImprovement()
@@ -72,6 +75,7 @@ class LearnerConfig(Configurable):
     final_deviation: float = 0.15
     annealing_updates: int = 100
     gradient_clipping: float | None = 1.0
+    averaging: float = 0.0
     episodes_per_update: int = 8
     train_every: int | None = None
     capacity: int = 2048
@@ -81,7 +85,7 @@ class LearnerConfig(Configurable):
         # JSON has no tuples.
         object.__setattr__(self, "observation", tuple(self.observation))
         object.__setattr__(self, "hidden", tuple(self.hidden))
-        features.ObservationSpec(self.observation)  # raises if it names none
+        ObservationSpec(self.observation)  # raises if it names none
         self._check("algorithm", self.algorithm in ALGORITHMS, f"one of {ALGORITHMS}")
         self._check("network", self.network in NETWORKS, f"one of {NETWORKS}")
         is_form = isinstance(self.action_form, ActionForm)
@@ -105,6 +109,7 @@ class LearnerConfig(Configurable):
             "episodes_per_update",
         ):
             self._check(name, _is_count(getattr(self, name)), "an int of at least 1")
+        self._check("averaging", 0 <= self.averaging < 1, "in [0, 1)")
         units = bool(self.hidden) and all(map(_is_count, self.hidden))
         self._check("hidden", units, "ints of at least 1, one a layer")
         known = _is_count(self.privileged) or self.privileged == 0
@@ -133,9 +138,9 @@ class LearnerConfig(Configurable):
             )
 
     @property
-    def observation_spec(self) -> features.ObservationSpec:
+    def observation_spec(self) -> ObservationSpec:
         """What the controller sees, as a spec."""
-        return features.ObservationSpec(self.observation)
+        return ObservationSpec(self.observation)
 
     def learning_rate_at(self, update: int) -> float:
         """Returns the learner's own learning rate after `update` updates."""

@@ -12,7 +12,7 @@ from keras_learned_lr.learning.environment import scores
 from keras_learned_lr.learning.tasks.sampler import TaskBatch, TaskSampler
 from keras_learned_lr.learning.tasks.split import TaskTemplate
 from keras_learned_lr.learning.trainees import TraineesState
-from keras_learned_lr.observation.features import ObservationSpec
+from keras_learned_lr.observation.spec import ObservationSpec
 
 # Decades between the initial learning rates and the template's, for a controller ...
 OFFSETS = (-3.0, -2.0, -1.2, -0.4, 0.4, 1.2, 2.0, 3.0)

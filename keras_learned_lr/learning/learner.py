@@ -23,7 +23,7 @@ from keras_learned_lr.learning.policies import (
     time_steps,
 )
 from keras_learned_lr.learning.updates import build_update
-from keras_learned_lr.observation.features import ObservationSpec
+from keras_learned_lr.observation.spec import ObservationSpec
 
 
 @dataclasses.dataclass
@@ -264,6 +264,7 @@ class ControllerLearner:
         record = {name: float(value) for name, value in losses.items()}
         record["episodes"] = sum(sequences.is_complete(piece) for piece, _ in pieces)
         record["decisions"] = int(np.count_nonzero(rows.weights))
+        self.average()
         self.history.updates.append(record)
         self.anneal()
         return record
@@ -273,6 +274,15 @@ class ControllerLearner:
         done = len(self.history.updates)
         self.parts.deviation.assign(self.config.deviation_at(done))
         self.parts.optimizer.learning_rate.assign(self.config.learning_rate_at(done))
+
+    def average(self) -> None:
+        """Moves the greedy controller's weights towards those that learn."""
+        parts, kept = self.parts, self.config.averaging
+        if parts.averaged is parts.actor:
+            return
+        pairs = zip(parts.averaged.variables, parts.actor.variables, strict=True)
+        for mean, latest in pairs:
+            mean.assign(kept * mean + (1.0 - kept) * latest)
 
     def _is_usable(self, piece: Any) -> bool:
         # REINFORCE needs to know how it ended; an LSTM, what was before.
@@ -319,9 +329,12 @@ class ControllerLearner:
                     self.history.returns.append(float(self.open_returns[index]))
 
     def greedy(self) -> PolicyController:
-        """Returns the controller that takes the mean action, on the same variables."""
+        """Returns the controller that takes the mean action.
+
+        It shares its variables with the learner, and so goes on learning with it.
+        """
         return PolicyController(
-            self.parts.agent.policy,
+            self.parts.policy,
             observation_spec=self.observation_spec,
             action_form=self.action_form,
             privileged=self.config.privileged,

@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras_learned_lr.control.actions import ActionForm, AnchoredScaleFactor
 from keras_learned_lr.control.controller import PolicyOutput
 from keras_learned_lr.learning import _tf_agents as tfa
-from keras_learned_lr.observation.features import ObservationSpec
+from keras_learned_lr.observation.spec import ObservationSpec
 
 
 class CollectPolicy(tfa.tf_policy.TFPolicy):

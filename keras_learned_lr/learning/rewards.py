@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import tensorflow as tf
 
 from keras_learned_lr.control.config import Configurable
-from keras_learned_lr.observation.features import SMALL
+from keras_learned_lr.observation.log_scale import SMALL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,7 @@ class LogImprovement(Reward):
 
     In place of the logarithm stands `asinh(loss / (2 · resolution · |first loss|))`,
     which equals it up to a constant for losses well above the resolution and goes on,
-    linearly at first, for those at or below 0 (see `observation.features`).
+    linearly at first, for those at or below 0 (see `observation.log_scale`).
 
     It is the difference of a potential that is itself bounded, so the rewards of a run
     add up to its whole improvement whatever happened on the way (potential-based

@@ -22,13 +22,9 @@ from keras_learned_lr.learning.shards import (
     number_of_plain_shards,
     number_of_shards,
 )
-from keras_learned_lr.observation.features import (
-    Memory,
-    ObservationSpec,
-    initial_memory,
-    observe,
-)
 from keras_learned_lr.observation.layers import designated_weights
+from keras_learned_lr.observation.memory import Memory, initial_memory
+from keras_learned_lr.observation.spec import ObservationSpec, observe
 from keras_learned_lr.observation.statistics import Statistics
 from keras_learned_lr.observation.window_losses import measure_losses
 

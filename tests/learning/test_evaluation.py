@@ -10,7 +10,7 @@ from keras_learned_lr.learning import evaluation
 from keras_learned_lr.learning.environment import scores
 from keras_learned_lr.learning.tasks import read_split
 from keras_learned_lr.learning.tasks.sampler import TaskSampler
-from keras_learned_lr.observation.features import ObservationSpec
+from keras_learned_lr.observation.spec import ObservationSpec
 
 SPEC = ObservationSpec(("log_level", "progress", "validation_vs_first"))
 TEMPLATE = read_split()["validation/rings_nesterov"]

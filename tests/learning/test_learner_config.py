@@ -5,7 +5,7 @@ import pytest
 
 from keras_learned_lr.control.actions import ScaleFactor
 from keras_learned_lr.learning import LearnerConfig, NegativeValidationLoss
-from keras_learned_lr.observation.features import PUBLISHED
+from keras_learned_lr.observation.spec import PUBLISHED
 
 
 def test_survives_json():
@@ -36,6 +36,7 @@ def test_survives_json():
         ("clip", float("nan")),
         ("initial_deviation", -1.0),
         ("passes", 0),
+        ("averaging", 1.0),
         ("hidden", ()),
         ("hidden", (64, 0)),
         ("lstm_size", 2.5),

@@ -12,7 +12,7 @@ from keras_learned_lr.control.controller import PolicyOutput
 from keras_learned_lr.control.schedules import EverySteps
 from keras_learned_lr.learning.reference import keras_optimizer
 from keras_learned_lr.learning.trainees import Template, Trainees
-from keras_learned_lr.observation.features import DEFAULT, PUBLISHED, ObservationSpec
+from keras_learned_lr.observation.spec import DEFAULT, PUBLISHED, ObservationSpec
 
 LOSS = "sparse_categorical_crossentropy"
 EXAMPLES, BATCH_SIZE, EPOCHS = 80, 16, 8

@@ -11,7 +11,7 @@ from keras_learned_lr.learning import (
     load_policy_saver,
 )
 from keras_learned_lr.learning import _tf_agents as tfa
-from keras_learned_lr.observation.features import ObservationSpec
+from keras_learned_lr.observation.spec import ObservationSpec
 
 SPEC = ObservationSpec(runs.FEATURES)
 

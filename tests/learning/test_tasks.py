@@ -15,7 +15,7 @@ from keras_learned_lr.learning.tasks import (
 )
 from keras_learned_lr.learning.tasks import task_family as families
 from keras_learned_lr.learning.tasks.split import TaskTemplate
-from keras_learned_lr.observation.features import ObservationSpec
+from keras_learned_lr.observation.spec import ObservationSpec
 
 SPLIT = read_split()
 

@@ -16,7 +16,7 @@ from keras_learned_lr.learning.shards import (
     number_of_shards,
 )
 from keras_learned_lr.learning.trainees import Template, Trainees
-from keras_learned_lr.observation.features import DEFAULT, PUBLISHED, ObservationSpec
+from keras_learned_lr.observation.spec import DEFAULT, PUBLISHED, ObservationSpec
 
 LOSS = "sparse_categorical_crossentropy"
 SPEC = ObservationSpec(DEFAULT + PUBLISHED)

@@ -17,7 +17,7 @@ from keras_learned_lr.learning.trainees import (
     Trainees,
     TraineesState,
 )
-from keras_learned_lr.observation.features import ObservationSpec
+from keras_learned_lr.observation.spec import ObservationSpec
 
 # Batches after which a trainee's order of examples begins anew.
 ORDERS = 512

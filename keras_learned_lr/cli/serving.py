@@ -1,0 +1,81 @@
+"""Commands for a controller behind TensorFlow Serving: `export` and `serve-check`."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from keras_learned_lr.cli.apps import app
+
+
+@app.command()
+def export(
+    controller: Annotated[
+        str, typer.Argument(help="Name of a shipped controller, or a folder.")
+    ],
+    to: Annotated[
+        Path, typer.Option(help="Folder of the served model, as `base/learned_lr`.")
+    ],
+) -> None:
+    """Write a controller as the next version of a model for TensorFlow Serving."""
+    from keras_learned_lr.control.export import can_warm_up, export_version
+    from keras_learned_lr.control.model_card import read_card
+    from keras_learned_lr.controllers import as_controller
+    from keras_learned_lr.rehearsal import rehearse
+
+    try:
+        source: Any = as_controller(controller)
+        card = read_card(source.path) if hasattr(source, "path") else None
+        observations = rehearse(source).observations if can_warm_up() else None
+        facts = card["trained"] if card else {}
+        print(export_version(source, to, observations, facts))
+    except (ValueError, OSError) as error:
+        sys.exit(f"{error}")
+
+
+@app.command("serve-check")
+def serve_check(
+    url: Annotated[
+        str,
+        typer.Argument(
+            help="http(s)://HOST:8501/v1/models/NAME or grpc(s)://HOST:8500/NAME"
+        ),
+    ],
+    version: Annotated[int | None, typer.Option(help="Ask for this version.")] = None,
+    label: Annotated[str | None, typer.Option(help="Ask for this label.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds for one decision.")] = 1.0,
+    ca_file: Annotated[
+        str | None, typer.Option(help="PEM file of the authorities to trust.")
+    ] = None,
+    authorization_variable: Annotated[
+        str | None,
+        typer.Option(help="Environment variable with the authorization header."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check a running server: signature, spec, latency and a tiny fit."""
+    from keras_learned_lr.serve_check import check
+
+    headers = None
+    if authorization_variable is not None:
+        if authorization_variable not in os.environ:
+            sys.exit(f"The environment has no variable {authorization_variable!r}.")
+        headers = {"authorization": os.environ[authorization_variable]}
+    checks = check(
+        url,
+        version=version,
+        label=label,
+        timeout=timeout,
+        ca_file=ca_file,
+        headers=headers,
+    )
+    if as_json:
+        print(json.dumps([done._asdict() for done in checks]))
+    else:
+        for done in checks:
+            print(f"{'ok    ' if done.passed else 'FAILED'} {done.name}: {done.found}")
+    if not all(done.passed for done in checks):
+        raise typer.Exit(1)
