@@ -42,22 +42,23 @@ Callbacks = list[keras.callbacks.Callback]
 
 
 def run(
-    rounds: int = 3,
+    rounds: int = 2,
     quick: bool = False,
     jit_compile: bool | str = "auto",
     steps: tuple[int, ...] | None = None,
 ) -> dict[str, Any]:
     """Measures everything with the callback's default settings.
 
-    Two fits of the same model, one with the callback and one without any, run side by
-    side and change places every 50 steps. Each model has trained before, so that no
-    graph is built; what building costs is reported apart.
+    Two fits of equal models, one with the callback and one without any, run side by
+    side and take turns of 25 steps; then the models change roles. Each model has
+    trained before, so that no graph is built; what building costs is reported apart.
 
     Args:
-        rounds: How often the shortest fits are repeated; longer ones run once.
+        rounds: How often the shortest fits are repeated; longer ones run once, in
+            either role.
         quick: Leaves out all but the shortest fits.
         jit_compile: See `keras.Model.compile`.
-        steps: Training steps of the fits, multiples of 50, shortest first; 2000 and
+        steps: Training steps of the fits, multiples of 25, shortest first; 2000 and
             10 000 by default.
 
     Returns:
@@ -82,12 +83,11 @@ def run(
     errors: dict[str, float] = {}
     by_model: dict[str, dict[str, Any]] = {}
     for name, workload in WORKLOADS.items():
-        rate = LearnedLearningRate(validation_data=workload.validation())
-        pair = Pair(workload, [], [rate], jit_compile)
+        watched = functools.partial(_watching, workload)
+        pair = Pair(workload, list, watched, jit_compile)
         for count in steps[:1] if quick else steps:
             repeats = rounds if count == steps[0] else 1
-            made = [pair(count, swap=turn % 2 == 1) for turn in range(repeats)]
-            middle = Comparison(*np.median(made, axis=0).tolist())
+            middle = _in_both_roles(pair, count, repeats)
             key = f"{name}_{count}"
             ratios[key], errors[key] = middle.ratio, middle.error
             processor[key] = middle.processor
@@ -108,6 +108,24 @@ def run(
         **report,
         "load_after": os.getloadavg()[0],
     }
+
+
+def _watching(workload: Workload, update_freq: int | str = "auto") -> Callbacks:
+    data = workload.validation()
+    return [LearnedLearningRate(validation_data=data, update_freq=update_freq)]
+
+
+def _in_both_roles(
+    pair: "Pair", steps: int, repeats: int, turn: int = TURN
+) -> "Comparison":
+    """Returns the median of repeats, each the mean of both models' in both roles."""
+    both = [
+        np.mean([pair(steps, turn, swap) for swap in (False, True)], axis=0)
+        for _ in range(repeats)
+    ]
+    middle = Comparison(*np.median(both, axis=0).tolist())
+    # Of a mean of two.
+    return middle._replace(error=middle.error / np.sqrt(2.0))
 
 
 class Comparison(NamedTuple):
@@ -131,12 +149,12 @@ class Comparison(NamedTuple):
 
 
 class Pair:
-    """Two models of a workload, trained with one list of callbacks and another.
+    """Two models of a workload, one trained with callbacks that the other is without.
 
     Args:
         workload: The model and its data.
-        without: Callbacks of the one.
-        with_them: Callbacks of the other.
+        without: Makes the callbacks of the one.
+        with_them: Makes the callbacks of the other.
         jit_compile: See `keras.Model.compile`.
 
     Attributes:
@@ -146,32 +164,38 @@ class Pair:
     def __init__(
         self,
         workload: Workload,
-        without: Callbacks,
-        with_them: Callbacks,
+        without: Callable[[], Callbacks],
+        with_them: Callable[[], Callbacks],
         jit_compile: bool | str = "auto",
     ) -> None:
         batches = workload.batches()
 
-        def make(callbacks: Callbacks) -> tuple[Callable[..., None], float]:
+        def make() -> Callable[..., None]:
             model = workload.compiled(jit_compile)
+            kinds = {False: without(), True: with_them()}
 
-            def fit(more: Callbacks, steps: int = 4, turn: int = 2) -> None:
+            def fit(
+                more: Callbacks, watched: bool, steps: int = 4, turn: int = 2
+            ) -> None:
                 model.fit(
                     batches,
                     epochs=steps // turn,
                     steps_per_epoch=turn,
                     verbose=0,
-                    callbacks=[*callbacks, *more],
+                    callbacks=[*kinds[watched], *more],
                 )
 
-            begun = time.perf_counter()
-            fit([])
-            return fit, time.perf_counter() - begun
+            return fit
 
-        make(without)  # pays for what TensorFlow prepares once in a process
-        self._without, plain = make(without)
-        self._with, watched = make(with_them)
-        self.first_fit_seconds = watched - plain
+        make()([], False)  # pays for what TensorFlow prepares once in a process
+        self._models = [make(), make()]
+        first = []
+        for watched, fit in enumerate(self._models):
+            begun = time.perf_counter()
+            fit([], bool(watched))
+            first.append(time.perf_counter() - begun)
+            fit([], not watched)
+        self.first_fit_seconds = first[1] - first[0]
 
     def __call__(self, steps: int, turn: int = TURN, swap: bool = False) -> Comparison:
         """Fits both for so many steps, in turns.
@@ -179,16 +203,15 @@ class Pair:
         Args:
             steps: A multiple of `turn`.
             turn: Training steps before the other one goes on.
-            swap: Lets the other one begin.
+            swap: Lets the models change roles, and the other fit begin. Of two equal
+                models one may be some percent slower, wherever its memory lies.
         """
         fits = [
-            functools.partial(fit, steps=steps, turn=turn)
-            for fit in (self._without, self._with)
+            functools.partial(fit, watched=watched != swap, steps=steps, turn=turn)
+            for watched, fit in enumerate(self._models)
         ]
-        if swap:
-            with_them, without = run_in_turns(*fits[::-1])
-        else:
-            without, with_them = run_in_turns(*fits)
+        taken = run_in_turns(*fits)
+        without, with_them = taken[::-1] if swap else taken
         return compare(with_them, without, steps)
 
 
@@ -215,7 +238,7 @@ class Idle(keras.callbacks.Callback):
 
 
 def measure_tap(
-    jit_compile: bool | str = "auto", steps: int = TAPPED, rounds: int = 5
+    jit_compile: bool | str = "auto", steps: int = TAPPED, rounds: int = 3
 ) -> dict[str, float]:
     """Measures what the tap adds to a training step, with no decision but the first.
 
@@ -224,13 +247,9 @@ def measure_tap(
         with a callback that does nothing; `processor_us`, microseconds of processor
         time; medians over the rounds.
     """
-    rate = LearnedLearningRate(
-        validation_data=TINY.validation(), update_freq=10 * steps
-    )
-    pair = Pair(TINY, [Idle()], [rate], jit_compile)
-    turn = max(1, steps // 10)
-    made = [pair(steps, turn, swap=k % 2 == 1) for k in range(rounds)]
-    middle = Comparison(*np.median(made, axis=0).tolist())
+    seldom = functools.partial(_watching, TINY, update_freq=10 * steps)
+    pair = Pair(TINY, lambda: [Idle()], seldom, jit_compile)
+    middle = _in_both_roles(pair, steps, rounds, max(1, steps // 10))
     return {"us": middle.added_us, "processor_us": middle.added_processor_us}
 
 

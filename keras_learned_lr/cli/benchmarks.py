@@ -200,7 +200,7 @@ def _names(joined: str | None) -> tuple[str, ...] | None:
 def benchmark_overhead(
     rounds: Annotated[
         int, typer.Option(min=1, help="How often the fits of 2000 steps are repeated.")
-    ] = 3,
+    ] = 2,
     quick: Annotated[
         bool, typer.Option("--quick", help="Leave out the fits of 10 000 steps.")
     ] = False,
