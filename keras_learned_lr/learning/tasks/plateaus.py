@@ -35,6 +35,21 @@ def products(rng: np.random.Generator) -> Data:
     return Data(pad_features(x, 16), y.astype("float32"))
 
 
+@family(shape=(16,), outputs=1, target="number")
+def ratios(rng: np.random.Generator) -> Data:
+    """Draws the angle of a point whose coordinates are products of inputs.
+
+    Steep where both are small, nearly flat elsewhere.
+    """
+    x = rng.uniform(size=(1536, int(rng.integers(4, 17))))
+    a, b, c = rng.uniform(0.5, 2.0, size=3)
+    upper = a * x[:, 0] * x[:, 1] - b * rng.uniform(0.1, 0.4)
+    lower = rng.uniform(0.02, 0.3) + c * x[:, 2] * x[:, 3]
+    y = standardise(np.arctan(upper / lower))
+    y += rng.uniform(0.1, 0.5) * rng.normal(size=y.shape)
+    return Data(pad_features(x, 16), y.astype("float32"))
+
+
 @family(shape=(16,), outputs=4, target="class")
 def rings(rng: np.random.Generator) -> Data:
     """Draws classes that are shells around the origin, in 2 to 8 dimensions."""
