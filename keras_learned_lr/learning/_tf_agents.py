@@ -157,8 +157,6 @@ _MODULES = (
     "tf_agents.networks.network",
     "tf_agents.networks.value_network",
     "tf_agents.networks.value_rnn_network",
-    "tf_agents.policies.actor_policy",
-    "tf_agents.policies.greedy_policy",
     "tf_agents.policies.policy_saver",
     "tf_agents.policies.tf_policy",
     "tf_agents.replay_buffers.tf_uniform_replay_buffer",
@@ -199,8 +197,6 @@ actor_distribution_rnn_network = _found["actor_distribution_rnn_network"]
 network = _found["network"]
 value_network = _found["value_network"]
 value_rnn_network = _found["value_rnn_network"]
-actor_policy = _found["actor_policy"]
-greedy_policy = _found["greedy_policy"]
 policy_saver = _found["policy_saver"]
 tf_policy = _found["tf_policy"]
 tf_uniform_replay_buffer = _found["tf_uniform_replay_buffer"]

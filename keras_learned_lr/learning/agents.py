@@ -19,9 +19,6 @@ class AgentParts(NamedTuple):
         actor: Its policy network.
         critic: Its value network.
         optimizer: Its Adam, built.
-        averaged: The network that acts greedily, with averaged weights; the actor
-            itself where nothing is averaged.
-        policy: The greedy `TFPolicy` on it.
         deviation: Variable with the standard deviation of sampled actions.
         train_step: int64 variable with the gradient steps taken.
     """
@@ -30,8 +27,6 @@ class AgentParts(NamedTuple):
     actor: Any
     critic: Any
     optimizer: Any
-    averaged: Any
-    policy: Any
     deviation: tf.Variable
     train_step: tf.Variable
 
@@ -85,17 +80,7 @@ def build_agent(config: LearnerConfig) -> AgentParts:
             **common,
         )
     agent.initialize()
-    averaged, policy = actor, agent.policy
-    if config.averaging:
-        # From the same seed, so they start from the same weights.
-        averaged, _, _ = build_networks(config, observation, ACTION_SPEC)
-        acting = tfa.actor_policy.ActorPolicy(
-            agent.time_step_spec, ACTION_SPEC, averaged
-        )
-        policy = tfa.greedy_policy.GreedyPolicy(acting)
-    return AgentParts(
-        agent, actor, critic, optimizer, averaged, policy, deviation, train_step
-    )
+    return AgentParts(agent, actor, critic, optimizer, deviation, train_step)
 
 
 def _normalized(values: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:

@@ -24,7 +24,6 @@ SHAPES = (
     "hidden",
     "lstm_size",
     "capacity",
-    "averaging",
 )
 
 
@@ -98,9 +97,6 @@ def _read(folder: Path) -> dict[str, Any]:
 
 def _checkpoint(learner: "ControllerLearner") -> tf.train.Checkpoint:
     parts = learner.parts
-    averaged = {}
-    if parts.averaged is not parts.actor:
-        averaged["averaged"] = list(parts.averaged.variables)
     return tf.train.Checkpoint(
         actor=list(parts.actor.variables),
         critic=list(parts.critic.variables),
@@ -109,5 +105,4 @@ def _checkpoint(learner: "ControllerLearner") -> tf.train.Checkpoint:
         buffer=list(learner.buffer.variables()),
         finished=learner.finished,
         generator=learner.generator,
-        **averaged,
     )

@@ -44,9 +44,6 @@ class LearnerConfig(Configurable):
         final_deviation: The same after `annealing_updates`, falling linearly.
         annealing_updates: Updates over which both schedules run.
         gradient_clipping: Largest global norm of a gradient, or None.
-        averaging: How much of the weights of `greedy()` and of exports stays at an
-            update; the rest comes from the weights that learn (Polyak & Juditsky 1992,
-            as a moving average). 0 gives them the weights that learn.
         episodes_per_update: Finished episodes that make an update due.
         train_every: Where it is a number N, an update is due at every N-th decision
             too, without waiting for episodes to end (PPO only).
@@ -75,7 +72,6 @@ class LearnerConfig(Configurable):
     final_deviation: float = 0.15
     annealing_updates: int = 100
     gradient_clipping: float | None = 1.0
-    averaging: float = 0.0
     episodes_per_update: int = 8
     train_every: int | None = None
     capacity: int = 2048
@@ -109,7 +105,6 @@ class LearnerConfig(Configurable):
             "episodes_per_update",
         ):
             self._check(name, _is_count(getattr(self, name)), "an int of at least 1")
-        self._check("averaging", 0 <= self.averaging < 1, "in [0, 1)")
         units = bool(self.hidden) and all(map(_is_count, self.hidden))
         self._check("hidden", units, "ints of at least 1, one a layer")
         known = _is_count(self.privileged) or self.privileged == 0

@@ -158,7 +158,6 @@ class Imitation:
             chosen = rng.integers(0, len(columns[0]), EXAMPLES_A_STEP)
             *inputs, task = (tf.constant(column[chosen]) for column in columns)
             found.append(self._train(*inputs, tf.gather(costs, task)))
-        self._learner.average()
         return float(tf.reduce_mean(found))
 
     def end(self) -> None:

@@ -264,7 +264,6 @@ class ControllerLearner:
         record = {name: float(value) for name, value in losses.items()}
         record["episodes"] = sum(sequences.is_complete(piece) for piece, _ in pieces)
         record["decisions"] = int(np.count_nonzero(rows.weights))
-        self.average()
         self.history.updates.append(record)
         self.anneal()
         return record
@@ -274,15 +273,6 @@ class ControllerLearner:
         done = len(self.history.updates)
         self.parts.deviation.assign(self.config.deviation_at(done))
         self.parts.optimizer.learning_rate.assign(self.config.learning_rate_at(done))
-
-    def average(self) -> None:
-        """Moves the greedy controller's weights towards those that learn."""
-        parts, kept = self.parts, self.config.averaging
-        if parts.averaged is parts.actor:
-            return
-        pairs = zip(parts.averaged.variables, parts.actor.variables, strict=True)
-        for mean, latest in pairs:
-            mean.assign(kept * mean + (1.0 - kept) * latest)
 
     def _is_usable(self, piece: Any) -> bool:
         # REINFORCE needs to know how it ended; an LSTM, what was before.
@@ -334,7 +324,7 @@ class ControllerLearner:
         It shares its variables with the learner, and so goes on learning with it.
         """
         return PolicyController(
-            self.parts.policy,
+            self.parts.agent.policy,
             observation_spec=self.observation_spec,
             action_form=self.action_form,
             privileged=self.config.privileged,

@@ -198,39 +198,6 @@ def test_without_learning_it_is_greedy_and_records_nothing():
     assert int(learner.buffer.num_frames()) == 0
 
 
-@pytest.mark.parametrize("network", ["mlp", "lstm"])
-def test_the_greedy_controller_has_averaged_weights(network, tmp_path):
-    config = runs.small(averaging=0.75, network=network, learning_rate=0.1)
-    learner = ControllerLearner(config)
-    greedy = learner.greedy()
-    averaged = learner.parts.averaged.trainable_variables
-    latest = learner.parts.actor.trainable_variables
-    expected = [value.numpy() for value in latest]
-    seen, state = tf.constant([[0.3, -0.2]]), greedy.initial_state(1)
-    untrained = float(greedy.act(seen, state).action[0])
-    for at in range(4):
-        runs.episode(learner, at)
-        if at % 2:
-            expected = [
-                0.75 * mean + 0.25 * value.numpy()
-                for mean, value in zip(expected, latest, strict=True)
-            ]
-    assert len(learner.history.updates) == 2
-    for mean, value, wanted in zip(averaged, latest, expected, strict=True):
-        np.testing.assert_allclose(mean.numpy(), wanted, rtol=1e-5, atol=1e-7)
-        assert (mean.numpy() != value.numpy()).any()
-    action = float(greedy.act(seen, state).action[0])
-    assert action != untrained
-    for value, mean in zip(latest, averaged, strict=True):
-        value.assign(mean)
-    learner.learning = False
-    same = learner.act(seen, learner.initial_state(1)).action[0]
-    assert float(same) == pytest.approx(action, abs=1e-6)
-    learner.save(tmp_path)
-    again = ControllerLearner.load(tmp_path).greedy()
-    assert float(again.act(seen, state).action[0]) == action
-
-
 def test_the_seed_decides_everything_and_the_users_random_state_is_left_alone():
     def draws():
         return random.random(), np.random.random(), float(tf.random.uniform([]))

@@ -36,7 +36,6 @@ def test_survives_json():
         ("clip", float("nan")),
         ("initial_deviation", -1.0),
         ("passes", 0),
-        ("averaging", 1.0),
         ("hidden", ()),
         ("hidden", (64, 0)),
         ("lstm_size", 2.5),
