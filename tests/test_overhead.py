@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from helpers import GraphController, every
 from typer.testing import CliRunner
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 from keras_learned_lr.benchmark import cost_front, decision_cost, overhead
 from keras_learned_lr.benchmark.turns import run_in_turns
 from keras_learned_lr.benchmark.workloads import TINY
+from keras_learned_lr.callback import VALIDATION_SIZE
 from keras_learned_lr.cli import app
 
 
@@ -41,7 +43,7 @@ class TestMemory:
         # Losses, counters and the outputs for the batch are left.
         outputs = 8 * 10 * 4
         assert copies == held["probe_batch"] + outputs + 1024 * 4 + 3 * 8
-        assert held["validation"] == 256 * (8 * 4 + 8)
+        assert held["validation"] == VALIDATION_SIZE * (8 * 4 + 8)
 
     def test_is_no_copy_where_no_feature_needs_one(self):
         controller = GraphController(0.0, ["training_vs_first"], every(2))
@@ -83,16 +85,45 @@ def test_a_fit_that_fails_lets_the_other_one_end():
 
 
 def test_the_front_is_what_nothing_beats():
-    settings = [cost_front.Setting(n, 256, 32) for n in (8, 24, 48)]
+    settings = [cost_front.DEFAULT._replace(decisions=n) for n in (8, 24, 48)]
     records = [
-        {**setting._asdict(), "task": "a", "start": 1.0, "seed": 0, "loss": loss}
-        for setting, loss in zip(settings, (1.2, 1.0, 1.1), strict=True)
+        {
+            **setting._asdict(),
+            **{"ratio": ratio, "far_ratio": 2.0, "lost": 0.0},
+            "by_exam": {"a": ratio, "b": 1.0},
+        }
+        for setting, ratio in zip(settings, (1.2, 1.0, 1.1), strict=True)
     ]
-    records.append({**settings[0]._asdict(), "model": "m", "total": 5.0, "step": 10.0})
+    size = settings[0].validation_size
+    records.append({"validation_size": size, "model": "m", "total": 5.0, "step": 10.0})
     points = cost_front.points(records, tuple(settings))
     assert [p["on_front"] for p in points] == [True, True, False]
-    assert [p["ratio"] for p in points] == pytest.approx([1.2, 1.0, 1.1])
+    assert [p["ratio"] for p in points] == [1.2, 1.0, 1.1]
+    assert [p["worst"] for p in points] == [1.2, 1.0, 1.1]
+    assert points[0]["error"] == pytest.approx(np.log(1.2) / 2 / np.sqrt(2))
     assert points[1]["cost"] == pytest.approx(24 * 5.0 / (2000 * 10.0))
+
+
+def test_the_front_marks_what_is_not_in_its_results_yet(tmp_path, monkeypatch):
+    monkeypatch.setattr(cost_front, "HORIZONS", (40,))
+    monkeypatch.setattr(cost_front, "TASKS", 2)
+    monkeypatch.setattr(cost_front, "WORKLOADS", {"tiny": TINY})
+    results = tmp_path / "results.jsonl"
+    settings = (cost_front.DEFAULT, cost_front.Setting(4, 16))
+    made = cost_front.run(results, settings, templates=["rings_adam"])
+    assert [p["decisions"] for p in made] == [24, 4]
+    assert made[0]["ratio"] != made[1]["ratio"] and made[0]["cost"] > made[1]["cost"]
+    written = results.read_text()
+    assert len(written.splitlines()) == 4
+    # Looked at on the same tasks, but at fewer examples of them.
+    fewer = cost_front.run(
+        results, (*settings, cost_front.Setting(24, 16)), templates=["rings_adam"]
+    )
+    assert [p["ratio"] for p in fewer[:2]] == [p["ratio"] for p in made]
+    assert fewer[2]["ratio"] != made[0]["ratio"]
+    assert results.read_text().startswith(written)
+    cost_front.draw(fewer, tmp_path / "front.png")
+    assert (tmp_path / "front.png").stat().st_size > 1000
 
 
 @pytest.mark.slow

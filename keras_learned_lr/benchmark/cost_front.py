@@ -1,31 +1,29 @@
 """Cost against quality: how many decisions, and how much each one looks at."""
 
-import copy
 import dataclasses
-import json
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import keras
 import numpy as np
 
+from keras_learned_lr.benchmark import json_lines
 from keras_learned_lr.benchmark.decision_cost import time_decision
 from keras_learned_lr.benchmark.workloads import WORKLOADS
-from keras_learned_lr.callback import PROBE_SIZE, VALIDATION_SIZE, LearnedLearningRate
-from keras_learned_lr.control.schedules import GeometricPerRun
+from keras_learned_lr.callback import VALIDATION_SIZE
 from keras_learned_lr.controllers import as_controller
-from keras_learned_lr.learning.optimizers import make_settings
-from keras_learned_lr.learning.reference import keras_optimizer
-from keras_learned_lr.learning.tasks.sampler import Rows
+from keras_learned_lr.learning.evaluation import (
+    Exam,
+    examine,
+    greedy_act,
+    set_exams,
+)
+from keras_learned_lr.learning.tasks.sampler import TaskSampler
 from keras_learned_lr.learning.tasks.split import read_split
 
-# Tasks on which designs are chosen; none of them trains a controller or scores one.
-TASKS = ("rings_adam", "digits_nesterov", "phases_adamw")
-STEPS = 400
-SEEDS = 2
-# Initial learning rate over the task's own.
-STARTS = (0.01, 1.0, 10.0)
+# Tasks of the validation families, all of them: none trains a controller or scores one.
+HORIZONS, TASKS, SEED = (100, 400), 8, 77
 
 
 class Setting(NamedTuple):
@@ -33,23 +31,17 @@ class Setting(NamedTuple):
 
     Attributes:
         decisions: In a whole run.
-        validation_size: See `LearnedLearningRate`.
-        probe_size: See `LearnedLearningRate`.
+        validation_size: Validation examples looked at in each.
     """
 
     decisions: int
     validation_size: int
-    probe_size: int
 
 
-DEFAULT = Setting(24, VALIDATION_SIZE, PROBE_SIZE)
-# Those around the default first.
+DEFAULT = Setting(24, VALIDATION_SIZE)
 SETTINGS = (
-    *(Setting(24, size, PROBE_SIZE) for size in (256, 128, 32)),
-    *(Setting(count, 256, PROBE_SIZE) for count in (16, 8, 48)),
-    *(Setting(24, 256, size) for size in (8, 128)),
-    *(Setting(count, 128, PROBE_SIZE) for count in (16, 8, 48)),
-    *(Setting(count, 32, PROBE_SIZE) for count in (16, 8, 48)),
+    *(Setting(24, size) for size in (128, 256, 64, 32)),
+    *(Setting(count, 128) for count in (16, 12, 8, 48)),
 )
 # The length of the fit whose share decisions are told as.
 COST_STEPS = 2_000
@@ -59,70 +51,66 @@ def run(
     results: str | Path,
     settings: tuple[Setting, ...] = SETTINGS,
     measure: bool = True,
+    templates: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Measures what is not in the results yet, and returns the points.
 
+    The shipped controller is marked on validation tasks as in meta-training, with
+    another number of decisions and with other numbers of examples shown to it.
+
     Args:
-        results: A JSON-lines file that keeps every fit and every time.
+        results: A JSON-lines file that keeps every mark and every time.
         settings: What to compare.
         measure: False leaves it at what the results hold.
+        templates: Names of the tasks; all validation ones where empty.
 
     Returns:
         A dict for each setting that there are results of: `decisions`,
-        `validation_size`, `probe_size`; `cost`, the share of a fit of 2000 steps that
-        its decisions take, the mean over the models of `benchmark overhead`; `ratio`,
-        its final test loss over that of the default setting on the same task, seed and
-        initial learning rate, the geometric mean; `error`, the standard error of the
-        ratio's logarithm; `on_front`, whether no other setting is both cheaper and
-        better.
+        `validation_size`; `cost`, the share of a fit of 2000 steps that its decisions
+        take, the mean over the models of `benchmark overhead`; `ratio`, `far_ratio`
+        and `lost`, see `learning.evaluation.Result`; `worst`, the highest ratio of an
+        exam; `error`, the standard error over the exams of the logarithm of `ratio`
+        over that of the default setting; `on_front`, whether no other setting is both
+        cheaper and better.
 
     Raises:
         ValueError: If there are no results of the default setting.
     """
     path = Path(results)
-    lines = path.read_text().splitlines() if path.is_file() else []
-    known = [json.loads(line) for line in lines]
+    known = json_lines.read(path)
     if measure:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for setting in settings:
-            for record in _measured(setting, known):
-                known.append(record)
-                with path.open("a") as file:
-                    file.write(json.dumps(record) + "\n")
+        for record in _measured(settings, known, templates):
+            known.append(record)
+            json_lines.append(path, record)
     return points(known, settings)
 
 
 def points(records: list[dict], settings: tuple[Setting, ...]) -> list[dict]:
     """Returns the points that the records hold, see `run`."""
-    if not any("loss" in r and _setting(r) == DEFAULT for r in records):
+    marks = {_setting(r): r for r in records if "ratio" in r}
+    if DEFAULT not in marks:
         raise ValueError(
-            f"There are no fits of the default setting to compare with: {DEFAULT}. "
+            f"There are no marks of the default setting to compare with: {DEFAULT}. "
             "Run without `--report-only`."
         )
-    losses = {
-        (*_setting(r), r["task"], r["start"], r["seed"]): r["loss"]
-        for r in records
-        if "loss" in r
-    }
+    own = marks[DEFAULT]["by_exam"]
     made: list[dict] = []
     for setting in settings:
-        logs = [
-            np.log(loss / losses[*DEFAULT, *key[3:]])
-            for key, loss in losses.items()
-            if key[:3] == setting
-        ]
-        if not logs:
+        if setting not in marks:
             continue
+        found = marks[setting]
+        logs = [np.log(found["by_exam"][exam] / own[exam]) for exam in own]
         shares = [
             setting.decisions * r["total"] / (COST_STEPS * r["step"])
             for r in records
-            if "total" in r and _setting(r)[1:] == setting[1:]
+            if "total" in r and r["validation_size"] == setting.validation_size
         ]
         made.append(
             {
                 **setting._asdict(),
                 "cost": float(np.mean(shares)),
-                "ratio": float(np.exp(np.mean(logs))),
+                **{name: found[name] for name in ("ratio", "far_ratio", "lost")},
+                "worst": max(found["by_exam"].values()),
                 "error": float(np.std(logs) / np.sqrt(len(logs))),
             }
         )
@@ -145,21 +133,19 @@ def draw(made: list[dict], path: str | Path) -> None:
         axes.errorbar(
             [100 * p["cost"] for p in own],
             [p["ratio"] for p in own],
-            [p["error"] for p in own],
+            [p["ratio"] * p["error"] for p in own],
             fmt="o",
             label=f"{size} validation examples",
         )
     for p in made:
-        name = f"{p['decisions']}"
-        if p["probe_size"] != PROBE_SIZE:
-            name += f", probe {p['probe_size']}"
         at = (100 * p["cost"], p["ratio"])
+        name = f"{p['decisions']}"
         axes.annotate(name, at, textcoords="offset points", xytext=(5, 4), fontsize=8)
     front = sorted((p["cost"], p["ratio"]) for p in made if p["on_front"])
     axes.plot([100 * c for c, _ in front], [r for _, r in front], "k--", lw=0.8)
     axes.set(
         xlabel=f"cost of the decisions, % of a fit of {COST_STEPS} steps",
-        ylabel="final test loss over the default's",
+        ylabel="final loss over the best cosine's",
     )
     axes.legend()
     figure.savefig(path, dpi=120)
@@ -169,86 +155,52 @@ def _setting(record: dict) -> Setting:
     return Setting(*(record[name] for name in Setting._fields))
 
 
-def _measured(setting: Setting, known: list[dict]) -> Iterator[dict[str, Any]]:
-    """Yields the records of a setting that are not known."""
-    done = {
-        (r.get("task") or r.get("model"))
-        for r in known
-        if _setting(r) == setting or ("model" in r and _setting(r)[1:] == setting[1:])
-    }
-    for name, workload in WORKLOADS.items():
-        if name not in done:
-            parts = time_decision(
-                workload,
-                jit_compile=False,
-                validation_size=setting.validation_size,
-                probe_size=setting.probe_size,
-            )
-            taken = {part: parts[part] for part in ("total", "step")}
-            yield {**setting._asdict(), "model": name, **taken}
-    for name in TASKS:
-        if name not in done:
-            # All of a task or nothing: a task that is known is complete.
-            yield from list(_fits(setting, name))
+def _measured(
+    settings: Sequence[Setting], known: list[dict], templates: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """Yields the records that are not known."""
+    timed = {(r["validation_size"], r["model"]) for r in known if "model" in r}
+    for size in dict.fromkeys(setting.validation_size for setting in settings):
+        for name, workload in WORKLOADS.items():
+            if (size, name) not in timed:
+                parts = time_decision(workload, jit_compile=False, validation_size=size)
+                taken = {part: parts[part] for part in ("total", "step")}
+                yield {"validation_size": size, "model": name, **taken}
+    marked = {_setting(r) for r in known if "ratio" in r}
+    exams: list[Exam] = []
+    for setting in settings:
+        if setting not in marked:
+            sampler = _sampler(setting)
+            exams = exams or _exams(sampler, templates)
+            yield {**setting._asdict(), **_marks(exams, sampler)}
 
 
-def _fits(setting: Setting, name: str) -> Iterator[dict[str, Any]]:
-    """Fits a task from every start and seed."""
-    template = read_split()[f"validation/{name}"]
-    x, y = template.source.draw(np.random.default_rng(0))
-    rows = Rows.of(template.source)
-    held = rows.train + rows.validation
-    model = template.make_model()
-    settings = make_settings(template.optimizer, 1)
-    model.compile(
-        keras_optimizer(template.optimizer, settings, 0, template.learning_rate),
-        template.make_loss(),
-        jit_compile=False,
+def _sampler(setting: Setting) -> TaskSampler:
+    controller = as_controller("default")
+    form = controller.action_form
+    schedule = dataclasses.replace(form.schedule, decisions=setting.decisions)
+    return TaskSampler(
+        controller.observation_spec,
+        dataclasses.replace(form, schedule=schedule),
+        setting.validation_size,
     )
-    controller = copy.copy(as_controller("default"))
-    # The shipped controller's schedule, with another number of decisions.
-    schedule = GeometricPerRun(setting.decisions)
-    controller.action_form = dataclasses.replace(
-        controller.action_form, schedule=schedule
-    )
-    rate = LearnedLearningRate(
-        controller,
-        validation_data=(x[rows.train : held], y[rows.train : held]),
-        validation_size=setting.validation_size,
-        probe_size=setting.probe_size,
-    )
-    for start in STARTS:
-        for seed in range(SEEDS):
-            random = np.random.default_rng(seed)
-            _restart(model, random, start * template.learning_rate)
-            count = STEPS * template.batch_size
-            epochs = -(-count // rows.train)
-            order = np.concatenate(
-                [random.permutation(rows.train) for _ in range(epochs)]
-            )[:count]
-            model.fit(
-                x[order],
-                y[order],
-                batch_size=template.batch_size,
-                shuffle=False,
-                verbose=0,
-                callbacks=[rate],
-            )
-            loss = model.evaluate(x[held:], y[held:], verbose=0)
-            named = {"task": name, "start": start, "seed": seed, "loss": loss}
-            yield {**setting._asdict(), **named}
 
 
-def _restart(
-    model: keras.Model, random: np.random.Generator, learning_rate: float
-) -> None:
-    """Puts a model and its optimizer back to a beginning, without a new graph."""
-    for variable in model.trainable_variables:
-        if len(variable.shape) > 1:
-            deviation = 1.0 / np.sqrt(np.prod(variable.shape[:-1]))
-            variable.assign(random.normal(0.0, deviation, variable.shape))
-        else:
-            variable.assign(np.zeros(variable.shape))
-    for variable in model.optimizer.variables:
-        variable.assign(np.zeros(variable.shape))
-    model.optimizer.learning_rate = learning_rate
+def _exams(sampler: TaskSampler, names: Sequence[str]) -> list[Exam]:
+    split = read_split()
+    chosen = [f"validation/{name}" for name in names] or [
+        name for name in split if name.startswith("validation/")
+    ]
+    templates = [split[name] for name in chosen]
+    return set_exams(sampler, templates, HORIZONS, TASKS, SEED)
+
+
+def _marks(exams: list[Exam], sampler: TaskSampler) -> dict[str, Any]:
+    """Marks the controller on the same tasks, drawn by a setting's own sampler."""
+    controller = as_controller("default")
+    own = [
+        exam._replace(draw=functools.partial(exam.draw, sampler=sampler))
+        for exam in exams
+    ]
+    found = examine(own, greedy_act(controller), controller.initial_state)
+    return dataclasses.asdict(found)

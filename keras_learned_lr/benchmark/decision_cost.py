@@ -173,9 +173,10 @@ def count_in_fits(
 
     Returns:
         `decisions` of a fit; `synchronisations`, the most copies to the host that a
-        decision during training made; `idle_synchronisations`, the copies between
-        decisions; `retraces`, the graphs of training steps and decisions that were
-        built after the first decision during training.
+        decision of the second fit made during training (in the first, building the
+        graph copies small constants); `idle_synchronisations`, the copies between
+        decisions of both; `retraces`, the graphs of training steps and decisions that
+        were built after the first decision during training.
     """
     model, traces = workload.compiled(jit_compile), []
     train_step = model.train_step
@@ -194,6 +195,7 @@ def count_in_fits(
 
     counting = keras.callbacks.LambdaCallback(on_train_batch_end=count)
     for _ in range(2):
+        rate.copies.clear()
         model.fit(
             workload.batches(),
             epochs=2,

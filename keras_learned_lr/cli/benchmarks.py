@@ -261,15 +261,17 @@ def benchmark_cost_front(
     if as_json:
         print(json.dumps(made))
         return
-    table = Table(title="Cost at 2000 steps, and test loss over the default's")
-    headings = ("decisions", "validation_size", "probe_size")
-    for heading in (*headings, "cost", "loss", "on the front"):
+    table = Table(title="Cost at 2000 steps, and loss over the best cosine's")
+    headings = ("decisions", "validation_size")
+    for heading in (*headings, "cost", "loss", "lost", "worst", "on the front"):
         table.add_column(heading.replace("_", " "), justify="right")
     for point in made:
         table.add_row(
             *(str(point[heading]) for heading in headings),
             f"{point['cost']:.2%}",
             f"{point['ratio']:.3f} ± {point['error']:.3f}",
+            f"{point['lost']:.1%}",
+            f"{point['worst']:.2f}",
             "yes" if point["on_front"] else "",
         )
     console.print(table)

@@ -61,11 +61,15 @@ class TaskSampler:
     Args:
         spec: What the controller sees.
         form: What its actions mean.
+        shown: Validation examples that the controller looks at, at most.
     """
 
-    def __init__(self, spec: ObservationSpec, form: ActionForm) -> None:
+    def __init__(
+        self, spec: ObservationSpec, form: ActionForm, shown: int = VALIDATION
+    ) -> None:
         self.spec = spec
         self.form = form
+        self._shown = shown
         self._engines: dict[str, tuple[Trainees, Any]] = {}
 
     def _engine(self, template: TaskTemplate) -> tuple[Trainees, Any]:
@@ -125,7 +129,7 @@ class TaskSampler:
             inputs=tf.constant(np.concatenate([d.inputs for d in drawn])),
             targets=tf.constant(np.concatenate([d.targets for d in drawn])),
             order=tf.constant(each(order), tf.int32),
-            validation=held_out(rows.train, rows.validation),
+            validation=held_out(rows.train, min(self._shown, rows.validation)),
             parameters=tf.constant(each(parameters)),
             non_trainable=tuple(map(tf.constant, initial.non_trainable(model, batch))),
             mask=None if widths.mask is None else tf.constant(each(widths.mask)),
