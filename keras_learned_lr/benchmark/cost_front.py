@@ -178,7 +178,8 @@ def _measured(
 def _sampler(setting: Setting) -> TaskSampler:
     controller = as_controller("default")
     form = controller.action_form
-    schedule = dataclasses.replace(form.schedule, decisions=setting.decisions)
+    schedule: Any = form.schedule  # a fixed number of decisions a run
+    schedule = dataclasses.replace(schedule, decisions=setting.decisions)
     return TaskSampler(
         controller.observation_spec,
         dataclasses.replace(form, schedule=schedule),
