@@ -10,7 +10,6 @@ from typer.testing import CliRunner
 from keras_learned_lr.benchmark import cost_front, decision_cost, overhead
 from keras_learned_lr.benchmark.turns import run_in_turns
 from keras_learned_lr.benchmark.workloads import TINY
-from keras_learned_lr.callback import VALIDATION_SIZE
 from keras_learned_lr.cli import app
 
 
@@ -43,7 +42,7 @@ class TestMemory:
         # Losses, counters and the outputs for the batch are left.
         outputs = 8 * 10 * 4
         assert copies == held["probe_batch"] + outputs + 1024 * 4 + 3 * 8
-        assert held["validation"] == VALIDATION_SIZE * (8 * 4 + 8)
+        assert held["validation"] == 256 * (8 * 4 + 8)
 
     def test_is_no_copy_where_no_feature_needs_one(self):
         controller = GraphController(0.0, ["training_vs_first"], every(2))

@@ -12,15 +12,11 @@ from keras_learned_lr.benchmark import json_lines
 from keras_learned_lr.benchmark.decision_cost import time_decision
 from keras_learned_lr.benchmark.workloads import WORKLOADS
 from keras_learned_lr.callback import VALIDATION_SIZE
+from keras_learned_lr.control.controller import Controller
 from keras_learned_lr.controllers import as_controller
-from keras_learned_lr.learning.evaluation import (
-    Exam,
-    examine,
-    greedy_act,
-    set_exams,
-)
+from keras_learned_lr.learning.evaluation import examine, greedy_act, set_exams
 from keras_learned_lr.learning.tasks.sampler import TaskSampler
-from keras_learned_lr.learning.tasks.split import read_split
+from keras_learned_lr.learning.tasks.split import choose_templates
 
 # Tasks of the validation families, all of them: none trains a controller or scores one.
 HORIZONS, TASKS, SEED = (100, 400), 8, 77
@@ -167,16 +163,25 @@ def _measured(
                 taken = {part: parts[part] for part in ("total", "step")}
                 yield {"validation_size": size, "model": name, **taken}
     marked = {_setting(r) for r in known if "ratio" in r}
-    exams: list[Exam] = []
-    for setting in settings:
-        if setting not in marked:
-            sampler = _sampler(setting)
-            exams = exams or _exams(sampler, templates)
-            yield {**setting._asdict(), **_marks(exams, sampler)}
-
-
-def _sampler(setting: Setting) -> TaskSampler:
+    missing = [setting for setting in settings if setting not in marked]
+    if not missing:
+        return
     controller = as_controller("default")
+    act = greedy_act(controller)
+    chosen = choose_templates("validation", templates)
+    samplers = [_sampler(controller, setting) for setting in missing]
+    exams = set_exams(samplers[0], chosen, HORIZONS, TASKS, SEED)
+    for setting, sampler in zip(missing, samplers, strict=True):
+        # The same tasks, drawn by the setting's own sampler.
+        own = [
+            exam._replace(draw=functools.partial(exam.draw, sampler=sampler))
+            for exam in exams
+        ]
+        found = examine(own, act, controller.initial_state)
+        yield {**setting._asdict(), **dataclasses.asdict(found)}
+
+
+def _sampler(controller: Controller, setting: Setting) -> TaskSampler:
     form = controller.action_form
     schedule: Any = form.schedule  # a fixed number of decisions a run
     schedule = dataclasses.replace(schedule, decisions=setting.decisions)
@@ -185,23 +190,3 @@ def _sampler(setting: Setting) -> TaskSampler:
         dataclasses.replace(form, schedule=schedule),
         setting.validation_size,
     )
-
-
-def _exams(sampler: TaskSampler, names: Sequence[str]) -> list[Exam]:
-    split = read_split()
-    chosen = [f"validation/{name}" for name in names] or [
-        name for name in split if name.startswith("validation/")
-    ]
-    templates = [split[name] for name in chosen]
-    return set_exams(sampler, templates, HORIZONS, TASKS, SEED)
-
-
-def _marks(exams: list[Exam], sampler: TaskSampler) -> dict[str, Any]:
-    """Marks the controller on the same tasks, drawn by a setting's own sampler."""
-    controller = as_controller("default")
-    own = [
-        exam._replace(draw=functools.partial(exam.draw, sampler=sampler))
-        for exam in exams
-    ]
-    found = examine(own, greedy_act(controller), controller.initial_state)
-    return dataclasses.asdict(found)

@@ -32,7 +32,6 @@ def time_decision(
     turns: int = 30,
     jit_compile: bool | str = "auto",
     validation_size: int = VALIDATION_SIZE,
-    probe_size: int = PROBE_SIZE,
 ) -> dict[str, float]:
     """Times the decisions of the shipped controller on a model that trains.
 
@@ -41,7 +40,6 @@ def time_decision(
         turns: How often each part is timed; medians are returned.
         jit_compile: See `keras.Model.compile`.
         validation_size: See `LearnedLearningRate`.
-        probe_size: See `LearnedLearningRate`.
 
     Returns:
         Milliseconds: `total`, a whole decision; `statistics`, `features` and `policy`,
@@ -57,7 +55,7 @@ def time_decision(
     measure_validation = ValidationLoss(model, workload.validation(), validation_size)
     form = controller.action_form
     loop = ControlLoop(
-        model, controller, form, measure_validation, probe_size=probe_size
+        model, controller, form, measure_validation, probe_size=PROBE_SIZE
     )
     rate = tf.constant(1e-3)
 

@@ -12,8 +12,8 @@ import numpy as np
 from keras_learned_lr.benchmark import json_lines
 from keras_learned_lr.control.actions import ENVELOPES, AnchoredScaleFactor
 from keras_learned_lr.learning.evaluation import COSINE_SPEC, GRID, run_level
-from keras_learned_lr.learning.tasks import read_split
 from keras_learned_lr.learning.tasks.sampler import TaskSampler
+from keras_learned_lr.learning.tasks.split import choose_templates
 
 TASKS, SEED = 8, 5
 
@@ -36,29 +36,27 @@ def run(
     """
     rows = json_lines.read(results)
     done = {(row["template"], row["horizon"]) for row in rows}
-    split = read_split()
-    chosen = [f"training/{name}" for name in names] or [
-        name for name in split if name.startswith("training/")
-    ]
     samplers = {
         name: TaskSampler(
             COSINE_SPEC, AnchoredScaleFactor(envelope=name, range_decades=6.0)
         )
         for name in ENVELOPES
     }
-    for name in chosen:
+    for template in choose_templates("training", names):
         for horizon in horizons:
-            if (name, horizon) in done:
+            if (template.name, horizon) in done:
                 continue
             best = {
-                envelope: _best_losses(sampler, split[name], horizon)
+                envelope: _best_losses(sampler, template, horizon)
                 for envelope, sampler in samplers.items()
             }
             ratios = {
                 envelope: float(np.exp(np.log(losses / best["cosine"]).mean()))
                 for envelope, losses in best.items()
             }
-            rows.append({"template": name, "horizon": horizon, "ratios": ratios})
+            rows.append(
+                {"template": template.name, "horizon": horizon, "ratios": ratios}
+            )
             json_lines.append(results, rows[-1])
     return rows
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import Annotated
 
 # TensorFlow's start-up notices would drown what the commands print.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -26,6 +27,8 @@ benchmark_app = typer.Typer(
 )
 app.add_typer(benchmark_app, name="benchmark")
 console = Console()
+# The option that commands with a table have in common.
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def silence_retracing() -> None:

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from keras_learned_lr.cli.apps import benchmark_app, console, silence_retracing
+from keras_learned_lr.cli.apps import AsJson, benchmark_app, console, silence_retracing
 
 
 @benchmark_app.command("serving")
@@ -21,7 +21,7 @@ def benchmark_serving(
     ] = 120.0,
     fits: Annotated[int, typer.Option(min=0, help="Processes that train.")] = 8,
     clients: Annotated[int, typer.Option(min=0, help="Clients beside them.")] = 56,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Decide locally, over REST and over gRPC; then many trainings on one server."""
     from keras_learned_lr.benchmark import serving
@@ -46,7 +46,7 @@ def benchmark_learning(
         Path | None,
         typer.Option(help="JSON-lines file of trainings; those in it are kept."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare the demo's training with a control whose gradients are cut."""
     from keras_learned_lr.benchmark import learning
@@ -81,7 +81,7 @@ def benchmark_meta_training(
         Path | None,
         typer.Option(help="JSON-lines file of marks; seeds in it are kept."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare short meta-trainings with tuned cosine schedules and two controls."""
     silence_retracing()
@@ -113,7 +113,7 @@ def benchmark_envelopes(
     results: Annotated[
         Path | None, typer.Option(help="JSON-lines file; tasks in it are kept.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare envelopes, each at its best constant level, on training tasks."""
     silence_retracing()
@@ -165,7 +165,7 @@ def benchmark_quality(
     report_only: Annotated[
         bool, typer.Option("--report-only", help="Train nothing, report what is there.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare a controller with tuned schedules on test tasks."""
     from keras_learned_lr.benchmark.quality import command
@@ -208,7 +208,7 @@ def benchmark_overhead(
         bool,
         typer.Option("--xla", help="Compile the models, which takes far longer here."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure what the callback costs, against fit without it."""
     from keras_learned_lr.benchmark import overhead
@@ -247,7 +247,7 @@ def benchmark_cost_front(
     report_only: Annotated[
         bool, typer.Option("--report-only", help="Train nothing, report what is there.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Weigh cost against quality: how many decisions, how large the subsets."""
     from keras_learned_lr.benchmark import cost_front
@@ -285,7 +285,7 @@ def benchmark_throughput(
     rounds: Annotated[
         int, typer.Option(min=1, help="In how many turns; medians are reported.")
     ] = 5,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare the training steps a second of the batched trainees with those of fit."""
     from keras_learned_lr.benchmark import throughput

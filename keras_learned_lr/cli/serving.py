@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from keras_learned_lr.cli.apps import app
+from keras_learned_lr.cli.apps import AsJson, app
 
 
 @app.command()
@@ -54,7 +54,7 @@ def serve_check(
         str | None,
         typer.Option(help="Environment variable with the authorization header."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check a running server: signature, spec, latency and a tiny fit."""
     from keras_learned_lr.serve_check import check

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 from keras_learned_lr.control.config import Configurable
 from keras_learned_lr.learning.config import LearnerConfig
 from keras_learned_lr.learning.environment import BASELINES
-from keras_learned_lr.learning.tasks import TaskTemplate, read_split
+from keras_learned_lr.learning.tasks import TaskTemplate
+from keras_learned_lr.learning.tasks.split import choose_templates
 
 SHIPPED = Path(__file__).parent / "configs"
 # Where a table of the file says no name, it is the class that belongs there.
@@ -36,6 +37,7 @@ class MetaTrainConfig(Configurable):
         tasks: Tasks in a batch.
         group: Trainees of each task, from different initial learning rates. 8, as the
             evaluation has so many.
+        shown: Validation examples that the controller sees, at most.
         decades: Initial learning rates lie within ± these decades of the template's.
         shortest_horizon: Training steps of the shortest runs.
         longest_horizon: Of the longest; horizons are log-uniform between the two.
@@ -60,6 +62,7 @@ class MetaTrainConfig(Configurable):
     templates_per_round: int = 3
     tasks: int = 8
     group: int = 8
+    shown: int = 256
     decades: float = 3.0
     shortest_horizon: int = 60
     longest_horizon: int = 1000
@@ -80,6 +83,7 @@ class MetaTrainConfig(Configurable):
             "templates_per_round",
             "tasks",
             "group",
+            "shown",
             "shortest_horizon",
             "evaluate_every",
             "evaluation_tasks",
@@ -129,15 +133,7 @@ class MetaTrainConfig(Configurable):
         Raises:
             ValueError: If the split has none of that name.
         """
-        split = read_split()
-        known = [name for name in split if name.startswith(f"{chosen}/")]
-        names = [f"{chosen}/{name}" for name in getattr(self, chosen)] or known
-        unknown = sorted(set(names) - set(known))
-        if unknown:
-            raise ValueError(
-                f"Unknown {chosen} tasks: {unknown}. Known: {', '.join(known)}"
-            )
-        return [split[name] for name in names]
+        return choose_templates(chosen, getattr(self, chosen))
 
 
 def read_config(path: str | Path) -> MetaTrainConfig:

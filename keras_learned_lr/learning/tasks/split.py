@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import importlib.resources
 import tomllib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import keras
@@ -96,6 +96,27 @@ def read_split() -> dict[str, TaskTemplate]:
         for chosen in SETS
         for name, entry in content[chosen].items()
     }
+
+
+def choose_templates(chosen: str, names: Sequence[str] = ()) -> list[TaskTemplate]:
+    """Returns templates of "training", "validation" or "test".
+
+    Args:
+        chosen: Which of the sets.
+        names: Which of its templates; all of them where empty.
+
+    Raises:
+        ValueError: If the set has none of that name.
+    """
+    split = read_split()
+    known = [name for name in split if name.startswith(f"{chosen}/")]
+    wanted = [f"{chosen}/{name}" for name in names] or known
+    unknown = sorted(set(wanted) - set(known))
+    if unknown:
+        raise ValueError(
+            f"Unknown {chosen} tasks: {unknown}. Known: {', '.join(known)}"
+        )
+    return [split[name] for name in wanted]
 
 
 def _as_template(
