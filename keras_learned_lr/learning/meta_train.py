@@ -75,7 +75,7 @@ class MetaTraining:
         own = config.learner
         batch = config.tasks * config.group
         self.learner = ControllerLearner(self._learner_config(), batch)
-        self.sampler = TaskSampler(own.observation_spec, own.action_form)
+        self.sampler = TaskSampler(own.observation_spec, own.action_form, config.shown)
         self.progress = Progress()
         self._stream = TaskStream(config, self.sampler)
         self._environment = make_environment(config, self._stream)

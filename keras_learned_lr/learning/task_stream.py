@@ -69,7 +69,9 @@ def make_environment(
     """
     learner = config.learner
     if stream is None:
-        sampler = TaskSampler(learner.observation_spec, learner.action_form)
+        sampler = TaskSampler(
+            learner.observation_spec, learner.action_form, config.shown
+        )
         stream = TaskStream(config, sampler)
     return TraineesEnvironment(
         stream,

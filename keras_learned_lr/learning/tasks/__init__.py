@@ -5,6 +5,7 @@ A family is a file with a function that draws a data set; import it here and nam
 """
 
 from keras_learned_lr.learning.tasks import (  # noqa: F401
+    clicks,
     digits,
     friedman,
     gaussian_mixtures,
@@ -14,6 +15,7 @@ from keras_learned_lr.learning.tasks import (  # noqa: F401
     tables,
     teacher_networks,
     text,
+    textures,
 )
 from keras_learned_lr.learning.tasks.models import MODELS
 from keras_learned_lr.learning.tasks.split import TaskTemplate, read_split

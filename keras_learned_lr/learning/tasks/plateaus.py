@@ -3,6 +3,7 @@
 import numpy as np
 
 from keras_learned_lr.learning.tasks.task_family import (
+    PLENTY,
     Data,
     family,
     pad_features,
@@ -10,12 +11,12 @@ from keras_learned_lr.learning.tasks.task_family import (
 )
 
 
-@family(shape=(16,), outputs=1, target="number")
+@family(shape=(16,), outputs=1, target="number", examples=PLENTY)
 def waves(rng: np.random.Generator) -> Data:
     """Draws a sum of a few sine waves over random directions."""
     features = int(rng.integers(2, 9))
-    x = rng.normal(size=(1536, features))
-    y = np.zeros(1536)
+    x = rng.normal(size=(PLENTY, features))
+    y = np.zeros(PLENTY)
     for _ in range(int(rng.integers(1, 4))):
         direction = rng.normal(size=features)
         direction *= rng.uniform(1.0, 4.0) / np.linalg.norm(direction)
@@ -25,23 +26,23 @@ def waves(rng: np.random.Generator) -> Data:
     return Data(pad_features(x, 16), y.astype("float32"))
 
 
-@family(shape=(16,), outputs=1, target="number")
+@family(shape=(16,), outputs=1, target="number", examples=PLENTY)
 def products(rng: np.random.Generator) -> Data:
     """Draws the product of two or three inputs, of which no one tells a thing alone."""
-    x = rng.normal(size=(1536, int(rng.integers(4, 17))))
+    x = rng.normal(size=(PLENTY, int(rng.integers(4, 17))))
     y = np.tanh(np.prod(x[:, : int(rng.integers(2, 4))], axis=1))
     y = standardise(y)
     y += rng.uniform(0.1, 0.4) * rng.normal(size=y.shape)
     return Data(pad_features(x, 16), y.astype("float32"))
 
 
-@family(shape=(16,), outputs=1, target="number")
+@family(shape=(16,), outputs=1, target="number", examples=PLENTY)
 def ratios(rng: np.random.Generator) -> Data:
     """Draws the angle of a point whose coordinates are products of inputs.
 
     Steep where both are small, nearly flat elsewhere.
     """
-    x = rng.uniform(size=(1536, int(rng.integers(4, 17))))
+    x = rng.uniform(size=(PLENTY, int(rng.integers(4, 17))))
     a, b, c = rng.uniform(0.5, 2.0, size=3)
     upper = a * x[:, 0] * x[:, 1] - b * rng.uniform(0.1, 0.4)
     lower = rng.uniform(0.02, 0.3) + c * x[:, 2] * x[:, 3]

@@ -3,6 +3,7 @@
 import numpy as np
 
 from keras_learned_lr.learning.tasks.task_family import (
+    PLENTY,
     Data,
     family,
     pad_features,
@@ -10,11 +11,11 @@ from keras_learned_lr.learning.tasks.task_family import (
 )
 
 
-@family(shape=(32,), outputs=32, target="number", scaled=False)
+@family(shape=(32,), outputs=32, target="number", examples=PLENTY, scaled=False)
 def reconstruction(rng: np.random.Generator) -> Data:
     """Draws points near a curved surface of 2 to 8 dimensions."""
     inside = int(rng.integers(2, 9))
-    hidden = np.tanh(rng.normal(size=(1536, inside)) @ rng.normal(size=(inside, 16)))
+    hidden = np.tanh(rng.normal(size=(PLENTY, inside)) @ rng.normal(size=(inside, 16)))
     x = hidden @ rng.normal(size=(16, 32))
     x += rng.uniform(0.1, 0.5) * x.std() * rng.normal(size=x.shape)
     x = pad_features(x, 32)

@@ -24,6 +24,8 @@ ORDERS = 512
 # Examples of a task that the controller may look at, and that its result is measured
 # on; at most a quarter of the data each.
 VALIDATION = SCORING = 256
+# Some tasks train on as few rows as this, again and again, however many there are.
+FEWEST = 256
 # What a critic may know and a controller may not; see `TaskBatch.privileged`.
 PRIVILEGED = 1 + len(optimizers.RULES)
 
@@ -202,7 +204,8 @@ def _draw_data(family: TaskFamily, rng: np.random.Generator) -> Data:
 
 def _draw_order(rows: int, batch_size: int, rng: np.random.Generator) -> np.ndarray:
     """Draws int `[ORDERS, batch_size]`: epochs over all or some of the rows."""
-    used = int(np.exp(rng.uniform(np.log(rows / 4), np.log(rows))))
+    fewest = min(FEWEST, rows / 4)
+    used = int(np.exp(rng.uniform(np.log(fewest), np.log(rows))))
     epochs = -(-ORDERS * batch_size // used)
     permuted = rng.permuted(np.tile(np.arange(used), (epochs, 1)), axis=1)
     return permuted.reshape(-1)[: ORDERS * batch_size].reshape(ORDERS, batch_size)

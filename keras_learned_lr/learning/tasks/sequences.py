@@ -2,7 +2,12 @@
 
 import numpy as np
 
-from keras_learned_lr.learning.tasks.task_family import Data, family
+from keras_learned_lr.learning.tasks.task_family import (
+    PLENTY,
+    Data,
+    family,
+    standardise,
+)
 
 LENGTH, SYMBOLS = 10, 6
 
@@ -11,20 +16,20 @@ def _one_hot(symbols: np.ndarray) -> np.ndarray:
     return np.eye(SYMBOLS, dtype="float32")[symbols]
 
 
-@family((LENGTH, SYMBOLS), SYMBOLS, "class", scaled=False)
+@family((LENGTH, SYMBOLS), SYMBOLS, "class", PLENTY, scaled=False)
 def copying(rng: np.random.Generator) -> Data:
     """Draws symbols of which the one some places back is asked for."""
     back = int(rng.integers(1, 5))
     used = int(rng.integers(3, SYMBOLS + 1))
-    symbols = rng.integers(0, used, size=(1536, LENGTH))
+    symbols = rng.integers(0, used, size=(PLENTY, LENGTH))
     return Data(_one_hot(symbols), symbols[:, -1 - back].astype("int32"))
 
 
-@family((LENGTH, SYMBOLS), SYMBOLS, "class", scaled=False)
+@family((LENGTH, SYMBOLS), SYMBOLS, "class", PLENTY, scaled=False)
 def parity(rng: np.random.Generator) -> Data:
     """Draws bits in the last few places whose sum modulo 2 is asked for."""
     places = int(rng.integers(2, 5))
-    symbols = rng.integers(0, 2, size=(1536, LENGTH))
+    symbols = rng.integers(0, 2, size=(PLENTY, LENGTH))
     sums = symbols[:, -places:].sum(1) % 2
     return Data(_one_hot(symbols), sums.astype("int32"))
 
@@ -36,3 +41,23 @@ def majority(rng: np.random.Generator) -> Data:
     symbols = rng.integers(0, used, size=(1536, LENGTH))
     counts = _one_hot(symbols).sum(1)
     return Data(_one_hot(symbols), counts.argmax(1).astype("int32"))
+
+
+@family((LENGTH, 2), 2, "number", PLENTY)
+def oscillators(rng: np.random.Generator) -> Data:
+    """Draws two coupled swings that are disturbed all the time; where they go next."""
+    count = PLENTY
+    angle, damping = rng.uniform(0.2, 1.5, size=2), rng.uniform(0.85, 0.99)
+    state = rng.normal(size=(count, 2, 2))
+    seen = []
+    for _ in range(LENGTH + 1):
+        cos, sin = np.cos(angle), np.sin(angle)
+        x, v = state[..., 0], state[..., 1]
+        x, v = cos * x + sin * v, cos * v - sin * x
+        x = x + 0.2 * np.tanh(2 * x[:, ::-1])  # each is pulled by the other
+        state = damping * np.stack([x, v], -1)
+        state = state + rng.uniform(0.05, 0.3) * rng.normal(size=state.shape)
+        seen.append(state[..., 0])
+    series = np.stack(seen, axis=1)
+    series /= series.std()
+    return Data(series[:, :LENGTH].astype("float32"), standardise(series[:, LENGTH]))

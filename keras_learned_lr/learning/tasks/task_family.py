@@ -6,6 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+# Rows of a data set that costs nothing to draw: enough for a run that sees no example
+# twice, as most of those that matter do. Orders of examples may use far fewer of them.
+PLENTY = 4608
+
 # What the targets are; each goes with some losses.
 TARGETS = {
     "class": ("cross_entropy",),

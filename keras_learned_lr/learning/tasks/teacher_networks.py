@@ -3,6 +3,7 @@
 import numpy as np
 
 from keras_learned_lr.learning.tasks.task_family import (
+    PLENTY,
     Data,
     family,
     pad_features,
@@ -13,7 +14,7 @@ from keras_learned_lr.learning.tasks.task_family import (
 def _teach(rng: np.random.Generator, outputs: int) -> tuple[np.ndarray, np.ndarray]:
     features = int(rng.integers(4, 25))
     width = int(rng.integers(4, 33))
-    x = rng.normal(size=(1536, features))
+    x = rng.normal(size=(PLENTY, features))
     hidden = x
     for _ in range(int(rng.integers(1, 3))):
         weights = rng.normal(size=(hidden.shape[1], width))
@@ -22,7 +23,7 @@ def _teach(rng: np.random.Generator, outputs: int) -> tuple[np.ndarray, np.ndarr
     return x, hidden @ rng.normal(size=(width, outputs))
 
 
-@family(shape=(24,), outputs=4, target="number")
+@family(shape=(24,), outputs=4, target="number", examples=PLENTY)
 def teacher_networks(rng: np.random.Generator) -> Data:
     """Draws four numbers that a tanh network computes, with noise."""
     x, y = _teach(rng, 4)
@@ -31,7 +32,7 @@ def teacher_networks(rng: np.random.Generator) -> Data:
     return Data(pad_features(x, 24), y.astype("float32"))
 
 
-@family(shape=(24,), outputs=1, target="binary")
+@family(shape=(24,), outputs=1, target="binary", examples=PLENTY)
 def teacher_choices(rng: np.random.Generator) -> Data:
     """Draws the sign of a tanh network's output, noisy around 0."""
     x, y = _teach(rng, 1)

@@ -9,7 +9,7 @@ from keras.src.layers import layer
 from keras.src.models import functional
 from keras.src.trainers import compile_utils
 
-from keras_learned_lr.learning.tasks.task_family import Data, family
+from keras_learned_lr.learning.tasks.task_family import PLENTY, Data, family
 
 CONTEXT, ALPHABET = 8, 24
 
@@ -32,24 +32,24 @@ def _encoded(source: str) -> np.ndarray:
     return np.array([rank[c] for c in text])
 
 
-def _windows(rng: np.random.Generator, source: str) -> Data:
+def _windows(rng: np.random.Generator, source: str, count: int) -> Data:
     text = _encoded(source)
     # A stretch of its own for each task; the windows in it may overlap.
     stretch = int(rng.integers(0, len(text) - 20_000))
-    starts = stretch + rng.choice(20_000 - CONTEXT - 1, size=1536, replace=False)
+    starts = stretch + rng.choice(20_000 - CONTEXT - 1, size=count, replace=False)
     places = starts[:, np.newaxis] + np.arange(CONTEXT + 1)
     symbols = text[places]
     inputs = np.eye(ALPHABET, dtype="float32")[symbols[:, :-1]]
     return Data(inputs, symbols[:, -1].astype("int32"))
 
 
-@family((CONTEXT, ALPHABET), ALPHABET, "class", scaled=False)
+@family((CONTEXT, ALPHABET), ALPHABET, "class", PLENTY, scaled=False)
 def source_code(rng: np.random.Generator) -> Data:
     """Draws from the source of three modules of Keras."""
-    return _windows(rng, "code")
+    return _windows(rng, "code", PLENTY)
 
 
 @family((CONTEXT, ALPHABET), ALPHABET, "class", scaled=False)
 def descriptions(rng: np.random.Generator) -> Data:
     """Draws from scikit-learn's descriptions of its data sets, in English."""
-    return _windows(rng, "descriptions")
+    return _windows(rng, "descriptions", 1536)
