@@ -261,7 +261,7 @@ class Trainees:
             The new state and what the next decision sees.
         """
         state = self._act(members, state, action)
-        x = self._noted(members, state)
+        x = self._noted(members, state.step + steps - 1)
         outputs = None
         if "outputs" in self.spec.needs:
             outputs = self._units(state, x)
@@ -292,9 +292,9 @@ class Trainees:
             memory=state.memory._replace(previous_action=done),
         )
 
-    def _noted(self, members: Members, state: TraineesState) -> tf.Tensor:
-        """Returns the first examples of the window's first batch, as the probe does."""
-        rows = _batch_rows(members.order, state.step)
+    def _noted(self, members: Members, step: tf.Tensor) -> tf.Tensor:
+        """Returns the first examples of a step's batch, as the probe keeps them."""
+        rows = _batch_rows(members.order, step)
         index = tf.range(self.template.probe_size) % rows.shape[1]
         return tf.gather(members.inputs, tf.gather(rows, index, axis=1))
 
