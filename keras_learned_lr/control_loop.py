@@ -19,7 +19,6 @@ from keras_learned_lr.control.controller import (
 )
 from keras_learned_lr.control.optimizer import OptimizerLearningRate
 from keras_learned_lr.control.rollback import Rollback
-from keras_learned_lr.observation.memory import initial_memory
 from keras_learned_lr.observation.probe import Probe
 from keras_learned_lr.observation.spec import observe
 from keras_learned_lr.observation.tensors import first_replica
@@ -127,7 +126,7 @@ class ControlLoop:
             self._action_state = _Packed(beginning)
             self._learning_rate = _variable(beginning.level)
             self._contested = _variable(tf.constant(False))
-            self._memory = _Packed(initial_memory())
+            self._memory = _Packed(self._spec.initial_memory())
             self._policy_state = [_variable(s) for s in controller.initial_state(1)]
             self._horizon = tf.Variable(1, dtype=tf.int64, trainable=False)
         needs = self._spec.needs
@@ -185,7 +184,7 @@ class ControlLoop:
         self._action_state.assign(beginning)
         self._set(beginning.level)
         self._contested.assign(False)
-        self._memory.assign(initial_memory())
+        self._memory.assign(self._spec.initial_memory())
         _assign_all(self._policy_state, self._controller.initial_state(1))
         self.set_horizon(horizon)
         if self._rollback is not None:
@@ -448,19 +447,26 @@ class _Traced:
 
 
 class _Packed:
-    """A NamedTuple of float32 scalars in one variable, read and written as a whole."""
+    """A NamedTuple of float32 tensors in one variable, read and written as a whole."""
 
     def __init__(self, values: Any) -> None:
         self._kind = type(values)
-        self.variable = _variable(tf.stack(values))
+        self._shapes = [value.shape for value in values]
+        self.variable = _variable(_joined(values))
 
     def read(self) -> Any:
         """Returns the NamedTuple."""
-        return self._kind(*tf.unstack(self.variable.read_value()))
+        sizes = [shape.num_elements() for shape in self._shapes]
+        parts = tf.split(self.variable.read_value(), sizes)
+        return self._kind(*map(tf.reshape, parts, self._shapes))
 
     def assign(self, values: Any) -> None:
         """Takes the place of what was there."""
-        self.variable.assign(tf.stack(values))
+        self.variable.assign(_joined(values))
+
+
+def _joined(values: Any) -> tf.Tensor:
+    return tf.concat([tf.reshape(value, [-1]) for value in values], axis=0)
 
 
 def _record(packed: tf.Tensor, info: Any) -> Record:

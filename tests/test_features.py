@@ -59,10 +59,11 @@ def hostile_windows(windows=4, trainees=50):
 
 def played(names, windows):
     """The observation of each window, and the memory at the end."""
-    memory, seen = initial_memory(np.shape(windows[0])[1:]), []
+    spec = ObservationSpec(names)
+    memory, seen = spec.initial_memory(np.shape(windows[0])[1:]), []
     for window in windows:
         observation, memory = observe(
-            ObservationSpec(names), Statistics(*map(tf.constant, window)), memory
+            spec, Statistics(*map(tf.constant, window)), memory
         )
         seen.append(observation.numpy())
     return np.array(seen), memory
@@ -248,8 +249,39 @@ def test_a_nonfinite_loss_leaves_the_memory_as_it_was():
         hurt = HEALTHY._replace(training_loss=bad, validation_loss=bad, finite=0.0)
         _, memory = played(DEFAULT, np.array([HEALTHY, hurt], "float32"))
         for name, before, after in zip(Memory._fields, healthy, memory, strict=True):
-            if name != "decisions":
+            if name not in ("decisions", "averages"):
                 assert float(before) == float(after), name
+
+
+class TestAverages:
+    def test_are_those_of_what_was_seen(self):
+        names = ["progress", "log_update_ratio@0.5", "progress@0.9", "nonfinite@0.9"]
+        seen, memory = played(names, hostile_windows(windows=5, trainees=3))
+        plain, _ = played(
+            ["log_update_ratio", "progress", "nonfinite"],
+            hostile_windows(windows=5, trainees=3),
+        )
+        decays = np.array([0.5, 0.9, 0.9])
+        average = np.zeros((3, 3))
+        for window in range(5):
+            average = decays * average + (1 - decays) * plain[window]
+            np.testing.assert_allclose(seen[window][:, 1:], average, atol=1e-6)
+        np.testing.assert_array_equal(memory.averages, seen[-1][:, 1:])
+        assert np.abs(average).min() > 0
+
+    def test_need_what_their_feature_needs(self):
+        spec = ObservationSpec(["progress", "layer_mean@0.5"])
+        assert spec.needs == {"horizon", "layer"}
+        assert spec.scales == [1.0, 1.0]
+
+    @pytest.mark.parametrize("decay", ["", "0", "1", "nan", "slow"])
+    def test_a_decay_that_is_none_is_refused(self, decay):
+        with pytest.raises(ValueError, match=f"between 0 and 1.*progress@{decay}"):
+            ObservationSpec([f"progress@{decay}"])
+
+    def test_only_features_have_them(self):
+        with pytest.raises(ValueError, match=r"Unknown features: \['progres'\]"):
+            ObservationSpec(["progres@0.5"])
 
 
 class TestSpec:
@@ -268,7 +300,7 @@ class TestSpec:
         assert hash(ObservationSpec.from_config(spec.to_config())) == hash(spec)
         assert spec != ObservationSpec()
 
-    @pytest.mark.parametrize("version", [0, 2, None, "1"])
+    @pytest.mark.parametrize("version", [0, 1, None, "2"])
     def test_another_version_is_refused(self, version):
         config = ObservationSpec().to_config() | {"version": version}
         with pytest.raises(ValueError, match=f"version {version!r}.*Install"):

@@ -19,7 +19,6 @@ from keras_learned_lr.callback import (
 from keras_learned_lr.control.controller import Controller
 from keras_learned_lr.control.saved_model import load_controller
 from keras_learned_lr.control_loop import ControlLoop
-from keras_learned_lr.observation.memory import initial_memory
 from keras_learned_lr.observation.spec import observe
 from keras_learned_lr.observation.statistics import Statistics
 from keras_learned_lr.observation.validation import ValidationLoss
@@ -65,7 +64,7 @@ def time_decision(
     # Arguments, so that nothing is computed once for all.
     measured = Statistics(*(tf.constant(0.5) for _ in Statistics._fields))
     observation = tf.zeros([1, len(spec.names)])
-    memory, state = initial_memory(), controller.initial_state(1)
+    memory, state = spec.initial_memory(), controller.initial_state(1)
     graphs: dict[str, Callable[[], Any]] = {
         "statistics": _graph(statistics),
         "validation": _graph(measure_validation),

@@ -16,7 +16,6 @@ from keras_learned_lr.control.description import describe
 from keras_learned_lr.control.model_card import write_card
 from keras_learned_lr.control.versions import write_version
 from keras_learned_lr.control.warm_up import warm_up_requests, write_warm_up
-from keras_learned_lr.observation.features import FEATURES
 
 
 class _ExportedController(tf.Module):
@@ -165,9 +164,12 @@ def _factor(
 ) -> dict[str, tf.Tensor]:
     """Returns what the action multiplies the level by, if the observation tells."""
     form = controller.action_form
+    spec = controller.observation_spec
     seen = {
-        name: observation[:, column] * FEATURES[name].scale
-        for column, name in enumerate(controller.observation_spec.names)
+        name: observation[:, column] * scale
+        for column, (name, scale) in enumerate(
+            zip(spec.names, spec.scales, strict=True)
+        )
     }
     ones = tf.ones_like(action)
     level, progress = ones, 0.0 * ones

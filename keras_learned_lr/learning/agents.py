@@ -38,7 +38,9 @@ def build_agent(config: LearnerConfig) -> AgentParts:
     [-1, 1].
     """
     observation = tfa.tensor_spec.TensorSpec(
-        (len(config.observation) + config.privileged,), tf.float32, "observation"
+        (len(config.observation_spec.names) + config.privileged,),
+        tf.float32,
+        "observation",
     )
     actor, critic, deviation = build_networks(config, observation, ACTION_SPEC)
     optimizer = tfa.tf_keras.optimizers.Adam(config.learning_rate, epsilon=1e-5)

@@ -22,6 +22,8 @@ class LearnerConfig(Configurable):
         network: "mlp", or "lstm" with a recurrent layer behind the dense ones. Actor
             and critic are separate networks of the same shape.
         observation: Names of the features that the controller sees, in order.
+        averages: Decays of running averages of each of these over the decisions so
+            far, which it sees too; see `ObservationSpec`.
         privileged: How many numbers behind the observation only the critic sees
             (asymmetric actor-critic; Pinto et al. 2018). An environment that knows more
             than a controller may see appends them; inside `fit` there are none.
@@ -56,6 +58,7 @@ class LearnerConfig(Configurable):
     algorithm: str = "ppo"
     network: str = "mlp"
     observation: tuple[str, ...] = DEFAULT
+    averages: tuple[float, ...] = ()
     privileged: int = 0
     action_form: ActionForm = AnchoredScaleFactor()
     reward: Reward = LogImprovement()
@@ -80,8 +83,9 @@ class LearnerConfig(Configurable):
     def __post_init__(self) -> None:
         # JSON has no tuples.
         object.__setattr__(self, "observation", tuple(self.observation))
+        object.__setattr__(self, "averages", tuple(self.averages))
         object.__setattr__(self, "hidden", tuple(self.hidden))
-        ObservationSpec(self.observation)  # raises if it names none
+        self.observation_spec  # noqa: B018  raises if it names none
         self._check("algorithm", self.algorithm in ALGORITHMS, f"one of {ALGORITHMS}")
         self._check("network", self.network in NETWORKS, f"one of {NETWORKS}")
         is_form = isinstance(self.action_form, ActionForm)
@@ -135,7 +139,8 @@ class LearnerConfig(Configurable):
     @property
     def observation_spec(self) -> ObservationSpec:
         """What the controller sees, as a spec."""
-        return ObservationSpec(self.observation)
+        averaged = [f"{n}@{decay}" for decay in self.averages for n in self.observation]
+        return ObservationSpec([*self.observation, *averaged])
 
     def learning_rate_at(self, update: int) -> float:
         """Returns the learner's own learning rate after `update` updates."""

@@ -103,7 +103,7 @@ def build_networks(
 
     visible = None
     if config.privileged:
-        visible = Visible(len(config.observation), name="visible")
+        visible = Visible(len(config.observation_spec.names), name="visible")
     with _undisturbed_randomness():
         if config.network == "mlp":
             actor = tfa.actor_distribution_network.ActorDistributionNetwork(

@@ -36,7 +36,11 @@ class TaskStream:
         """Returns the next batch; each template once before one comes again."""
         config, rng = self._config, self._rng
         if not self._left:
-            self._left = rng.permutation(len(self._templates)).tolist()
+            # The last is the first of a weighted draw without replacement
+            # (Efraimidis & Spirakis 2006).
+            weights = np.array([template.weight for template in self._templates])
+            drawn = np.log(rng.random(len(weights))) / weights
+            self._left = np.argsort(drawn).tolist()
         low, high = np.log(config.shortest_horizon), np.log(config.longest_horizon)
         return self._sampler.draw(
             self._templates[self._left.pop()],
@@ -77,7 +81,7 @@ def make_environment(
         stream,
         learner.reward,
         config.tasks * config.group,
-        len(learner.observation),
+        len(learner.observation_spec.names),
         privileged=learner.privileged > 0,
         baseline=config.baseline,
     )

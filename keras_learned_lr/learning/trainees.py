@@ -23,7 +23,7 @@ from keras_learned_lr.learning.shards import (
     number_of_shards,
 )
 from keras_learned_lr.observation.layers import designated_weights
-from keras_learned_lr.observation.memory import Memory, initial_memory
+from keras_learned_lr.observation.memory import Memory
 from keras_learned_lr.observation.spec import ObservationSpec, observe
 from keras_learned_lr.observation.statistics import Statistics
 from keras_learned_lr.observation.window_losses import measure_losses
@@ -234,7 +234,7 @@ class Trainees:
             finite=alive,
             action=action._replace(level=level, good=level),
             learning_rate=level,
-            memory=initial_memory((batch,)),
+            memory=self.spec.initial_memory((batch,)),
             previous_update=tf.zeros([batch, remembered]),
         )
         # No batch is noted before step 1, so that there is nothing to say of one.

@@ -26,6 +26,7 @@ class Memory(NamedTuple):
         best_validation_loss: Lowest validation loss so far.
         validation_trend: Running mean of the log changes in validation loss.
         previous_action: The action of the previous decision, clipped to [-1, 1].
+        averages: Running averages of features, `[averages]` or `[batch, averages]`.
     """
 
     decisions: tf.Tensor
@@ -40,11 +41,18 @@ class Memory(NamedTuple):
     best_validation_loss: tf.Tensor
     validation_trend: tf.Tensor
     previous_action: tf.Tensor
+    averages: tf.Tensor
 
 
-def initial_memory(shape: tuple[int, ...] = ()) -> Memory:
-    """Returns the memory of a run that has not begun, for trainees of `shape`."""
-    return Memory(*(tf.zeros(shape) for _ in Memory._fields))
+def initial_memory(shape: tuple[int, ...] = (), averages: int = 0) -> Memory:
+    """Returns the memory of a run that has not begun.
+
+    Args:
+        shape: Of the trainees: () or `(batch,)`.
+        averages: How many running averages there are.
+    """
+    numbers = (tf.zeros(shape) for _ in Memory._fields[:-1])
+    return Memory(*numbers, averages=tf.zeros([*shape, averages]))
 
 
 def training_change(s: Statistics, m: Memory) -> tf.Tensor:

@@ -1,16 +1,21 @@
 """The observation: which features, in which order."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from keras_learned_lr.observation.features import FEATURES
-from keras_learned_lr.observation.memory import Memory, with_firsts, with_window
+from keras_learned_lr.observation.features import FEATURES, Feature
+from keras_learned_lr.observation.memory import (
+    Memory,
+    initial_memory,
+    with_firsts,
+    with_window,
+)
 from keras_learned_lr.observation.statistics import Statistics
 
 # Changes whenever the meaning of a feature does.
-SPEC_VERSION = 1
+SPEC_VERSION = 2
 PUBLISHED = (
     "learning_rate",
     "training_loss",
@@ -49,15 +54,25 @@ DEFAULT = (
 )
 
 
+class _Seen(NamedTuple):
+    """One number of the observation: a feature, or a running average of it."""
+
+    feature: Feature
+    decay: float | None
+
+
 class ObservationSpec:
     """Which features a controller sees, in order.
 
     Args:
-        names: Feature names, keys of `FEATURES`. The default is the scale-free set;
+        names: Feature names, keys of `FEATURES`; or "name@decay", the running average
+            of a feature over the decisions so far: decay × what it was + (1 - decay) ×
+            the feature, from 0. The default is the scale-free set;
             `ObservationSpec(PUBLISHED)` is that of the published system.
 
     Raises:
-        ValueError: If a name is unknown or appears twice, or there is none.
+        ValueError: If a name is unknown or appears twice, or there is none; or if a
+            decay is not between 0 and 1.
 
     Attributes:
         names: The feature names, a tuple.
@@ -67,11 +82,16 @@ class ObservationSpec:
     def __init__(self, names: Iterable[str] = DEFAULT) -> None:
         self.names = tuple(names)
         self.version = SPEC_VERSION
-        unknown = [name for name in self.names if name not in FEATURES]
+        split = [name.partition("@") for name in self.names]
+        unknown = [name for name, _, _ in split if name not in FEATURES]
         if unknown:
             raise ValueError(
                 f"Unknown features: {unknown}. Known: {', '.join(sorted(FEATURES))}"
             )
+        self._seen = [
+            _Seen(FEATURES[name], _as_decay(name, decay) if at else None)
+            for name, at, decay in split
+        ]
         if not self.names or len(set(self.names)) != len(self.names):
             raise ValueError(
                 "An observation needs at least one feature and each at most once. "
@@ -90,7 +110,41 @@ class ObservationSpec:
     @property
     def needs(self) -> frozenset[str]:
         """The measurements that the probe must take."""
-        return frozenset().union(*(FEATURES[name].needs for name in self.names))
+        return frozenset().union(*(seen.feature.needs for seen in self._seen))
+
+    @property
+    def scales(self) -> list[float]:
+        """What the features were divided by; an average is scaled as its feature."""
+        return [seen.feature.scale for seen in self._seen]
+
+    def initial_memory(self, shape: tuple[int, ...] = ()) -> Memory:
+        """Returns the memory of a run that has not begun, for trainees of `shape`."""
+        return initial_memory(shape, sum(s.decay is not None for s in self._seen))
+
+    def compute(
+        self, statistics: Statistics, memory: Memory
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Computes the features of a window; see `observe`.
+
+        Returns:
+            The observation, and the running averages in it for the next window.
+        """
+        computed: dict[int, tf.Tensor] = {}
+        values, averages = [], []
+        before = iter(tf.unstack(memory.averages, axis=-1))
+        for feature, decay in self._seen:
+            value = computed.get(id(feature))
+            if value is None:
+                value = feature.compute(statistics, memory) / feature.scale
+                value = tf.clip_by_value(value, -feature.limit, feature.limit)
+                value = tf.where(tf.math.is_finite(value), value, 0.0)
+                computed[id(feature)] = value
+            if decay is not None:
+                value = decay * next(before) + (1.0 - decay) * value
+                averages.append(value)
+            values.append(value)
+        kept = tf.stack(averages, axis=-1) if averages else memory.averages
+        return tf.stack(values, axis=-1), kept
 
     def to_config(self) -> dict[str, Any]:
         """Returns names and version, JSON-ready."""
@@ -122,18 +176,25 @@ def observe(
     Args:
         spec: Which features, in which order.
         statistics: The window's measurements, scalars or `[batch]`.
-        memory: What earlier windows left; see `initial_memory`.
+        memory: What earlier windows left; see `ObservationSpec.initial_memory`.
 
     Returns:
         The observation, float32 `[features]` or `[batch, features]`, always finite: a
-        feature that cannot be computed is 0. And the memory for the next window, which
-        a non-finite loss leaves as it was.
+        feature that cannot be computed is 0. And the memory for the next window, of
+        which a non-finite loss moves nothing but the averages of what was seen.
     """
     memory = with_firsts(statistics, memory)
-    features = [FEATURES[name] for name in spec.names]
-    values = tf.stack([f.compute(statistics, memory) for f in features], axis=-1)
-    values /= tf.constant([f.scale for f in features])
-    limits = tf.constant([f.limit for f in features])
-    values = tf.clip_by_value(values, -limits, limits)
-    values = tf.where(tf.math.is_finite(values), values, 0.0)
-    return values, with_window(statistics, memory)
+    values, averages = spec.compute(statistics, memory)
+    return values, with_window(statistics, memory)._replace(averages=averages)
+
+
+def _as_decay(name: str, text: str) -> float:
+    try:
+        decay = float(text)
+    except ValueError:
+        decay = -1.0
+    if not 0.0 < decay < 1.0:
+        raise ValueError(
+            f"The decay of an average must be between 0 and 1. Received: {name}@{text}"
+        )
+    return decay

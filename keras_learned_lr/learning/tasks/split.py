@@ -29,6 +29,8 @@ class TaskTemplate:
         loss: One of those that go with the family's targets, see `TARGETS`.
         batch_size: Examples a training step.
         learning_rate: The middle of initial learning rates and of tuning grids.
+        weight: How often it is drawn in meta-training, relative to the others: less
+            where it takes long.
 
     Raises:
         ValueError: If a part is unknown or the loss does not go with the targets.
@@ -42,6 +44,7 @@ class TaskTemplate:
     loss: str
     batch_size: int
     learning_rate: float
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
         known_parts: dict[str, Collection[str]] = {
@@ -126,6 +129,8 @@ def _as_template(
         key: entry.pop(key)
         for key in ("family", "model", "optimizer", "loss", "batch_size")
     }
+    weight = entry.pop("weight", 1.0)
+    rate = rates[own["optimizer"]]
     return TaskTemplate(
-        name=name, options=entry, learning_rate=rates[own["optimizer"]], **own
+        name=name, options=entry, learning_rate=rate, weight=weight, **own
     )
