@@ -16,6 +16,9 @@ from keras_learned_lr.observation.statistics import Statistics
 
 # Changes whenever the meaning of a feature does.
 SPEC_VERSION = 2
+# In version 1 the outputs were those for a window's first batch, not its last, and there
+# were no averages: near enough for the controllers of then.
+READABLE = (1, SPEC_VERSION)
 PUBLISHED = (
     "learning_rate",
     "training_loss",
@@ -158,7 +161,7 @@ class ObservationSpec:
             ValueError: If it is of another version, or names a feature that this
                 package does not know.
         """
-        if config.get("version") != SPEC_VERSION:
+        if config.get("version") not in READABLE:
             raise ValueError(
                 "The controller was made for observations of version "
                 f"{config.get('version')!r}; this keras_learned_lr makes version "
