@@ -7,7 +7,7 @@ here because it was measured to be faster.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -24,11 +24,6 @@ LARGEST_BANDED = 10_000
 LARGEST_ONE_HOT = 256
 # Attention over more pairs of positions than this is left to matrix products.
 LARGEST_SUMMED = 256
-
-
-def compiled(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
-    """Makes one pass over memory of many small operations."""
-    return tf.function(function, autograph=False, jit_compile=True)
 
 
 def merged(function: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tf.Tensor:
@@ -60,16 +55,19 @@ def _dense(layer: Any, value: Lookup, x: tf.Tensor) -> tf.Tensor | None:
     return y if layer.activation is None else layer.activation(y)
 
 
-def _conv2d(layer: Any, value: Lookup, x: tf.Tensor) -> tf.Tensor | None:
-    steps = (*layer.strides, *layer.dilation_rate, layer.groups)
-    padding = layer.padding in ("same", "valid")
-    usual = layer.data_format == "channels_last" and padding and not layer.lora_enabled
-    if not usual or layer.groups != 1:
+def _conv2d(
+    layer: Any, value: Lookup, x: tf.Tensor, pool: Any = None
+) -> tf.Tensor | None:
+    """Convolves, and does the work of a pooling of which `pools_early` holds."""
+    if not _usual_convolution(layer):
         return None
     kernel = value(layer.kernel)
+    steps = (*layer.strides, *layer.dilation_rate)
     size = _banded_size(x.shape, kernel.shape)
-    if steps == (1, 1, 1, 1, 1) and size <= LARGEST_BANDED:
+    if steps == (1, 1, 1, 1) and size <= LARGEST_BANDED:
         y = _banded_convolution(x, kernel, layer.padding)
+        if pool is not None:
+            y = merged(_max_pool(pool), y)
         if layer.use_bias:
             y += value(layer.bias)[:, tf.newaxis, tf.newaxis, tf.newaxis]
         return y if layer.activation is None else layer.activation(y)
@@ -80,6 +78,8 @@ def _conv2d(layer: Any, value: Lookup, x: tf.Tensor) -> tf.Tensor | None:
     def convolve(images: tf.Tensor, filters: tf.Tensor, bias: Any) -> tf.Tensor:
         padding, dilations = layer.padding.upper(), layer.dilation_rate
         y = tf.nn.conv2d(images, filters, layer.strides, padding, dilations=dilations)
+        if pool is not None:
+            y = _max_pool(pool)(y)
         if bias is not None:
             y = tf.nn.bias_add(y, bias)
         return y if layer.activation is None else layer.activation(y)
@@ -89,6 +89,32 @@ def _conv2d(layer: Any, value: Lookup, x: tf.Tensor) -> tf.Tensor | None:
     images, filters = tf.unstack(x), tf.unstack(kernel)
     return tf.stack(
         [convolve(*each) for each in zip(images, filters, biases, strict=True)]
+    )
+
+
+def _usual_convolution(layer: Any) -> bool:
+    padding = layer.padding in ("same", "valid")
+    usual = layer.data_format == "channels_last" and padding and not layer.lora_enabled
+    return usual and layer.groups == 1
+
+
+def pools_early(conv: Any, pool: Any, shape: Sequence[int | None]) -> bool:
+    """Whether a pooling may come before the bias and activation of a convolution.
+
+    Where these do not change which element of a window is the largest, they and their
+    gradients are left with a quarter of the elements.
+
+    Args:
+        conv: A layer.
+        pool: Another, which takes its outputs.
+        shape: Of these.
+    """
+    return (
+        type(conv) is keras.layers.Conv2D
+        and type(pool) is keras.layers.MaxPooling2D
+        and conv.activation in (keras.activations.linear, keras.activations.relu)
+        and _usual_convolution(conv)
+        and _tiles(pool, shape)
     )
 
 
@@ -134,57 +160,67 @@ def _banded_convolution(x: tf.Tensor, kernel: tf.Tensor, padding: str) -> tf.Ten
 
 
 def _max_pooling2d(layer: Any, value: Lookup, x: tf.Tensor) -> tf.Tensor | None:
-    size = layer.pool_size
-    usual = layer.data_format == "channels_last" and layer.strides == size
-    whole = x.shape[2] % size[0] == x.shape[3] % size[1] == 0
-    if not usual or not (whole or layer.padding == "valid"):
-        return None
-    return merged(lambda images: _pool(images, *size), x)
+    return merged(_max_pool(layer), x) if _tiles(layer, x.shape) else None
 
 
-def _pool(x: tf.Tensor, rows: int, columns: int) -> tf.Tensor:
-    """Takes the maximum of each window; TensorFlow's gradient is eight times as slow.
+def _tiles(pool: Any, shape: Sequence[int | None]) -> bool:
+    """Whether the windows lie side by side and none of them beyond the end.
 
     Args:
-        x: `[n, height, width, channels]`.
-        rows: Of a window, which is its stride too.
-        columns: The same.
+        pool: The pooling.
+        shape: Of its inputs, `[..., height, width, channels]`.
     """
-    n, height, width, channels = x.shape
-    down, across = height // rows, width // columns
+    sides = shape[-3:-1]
+    whole = all(n and n % by == 0 for n, by in zip(sides, pool.pool_size, strict=True))
+    beside = pool.strides == pool.pool_size and pool.data_format == "channels_last"
+    return beside and (whole or pool.padding == "valid")
 
-    def places(x: tf.Tensor) -> list[tf.Tensor]:
-        """Returns what stands at each place of the windows."""
-        x = x[:, : down * rows, : across * columns]
-        x = tf.reshape(x, [n, down, rows, across, columns, channels])
-        return [x[:, :, i, :, j] for i in range(rows) for j in range(columns)]
 
-    def forward(x: tf.Tensor) -> tf.Tensor:
-        return functools.reduce(tf.maximum, places(x))
-
-    def backward(x: tf.Tensor, y: tf.Tensor, dy: tf.Tensor) -> tf.Tensor:
-        routed, free = [], tf.fill(y.shape, True)
-        for place in places(x):
-            # Of equal elements the first takes it all, as in TensorFlow.
-            first = free & (place == y)
-            routed.append(tf.where(first, dy, 0.0))
-            free &= ~first
-        lines = [
-            tf.concat(routed[i : i + columns], axis=3)
-            for i in range(0, rows * columns, columns)
-        ]
-        dx = tf.reshape(
-            tf.stack(lines, axis=2), [n, down * rows, across * columns, channels]
-        )
-        rest = [[0, height - down * rows], [0, width - across * columns]]
-        return tf.pad(dx, [[0, 0], *rest, [0, 0]])
+def _max_pool(pool: Any) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Returns the pooling with a gradient of its own: TensorFlow's takes far longer."""
 
     @tf.custom_gradient
-    def pool(x: tf.Tensor) -> Any:
-        y = compiled(forward)(x)
-        return y, lambda dy: compiled(backward)(x, y, dy)
+    def apply(x: tf.Tensor) -> Any:
+        y = _largest(x, pool.pool_size)
+        return y, lambda dy: _to_largest(x, y, dy, pool.pool_size)
 
-    return pool(x)
+    return apply
+
+
+def _places(x: tf.Tensor, size: tuple[int, int]) -> list[tf.Tensor]:
+    """Returns what stands at each place of the windows, row by row."""
+    height, width, channels = x.shape[1:]
+    rows, columns = size
+    down, across = height // rows, width // columns
+    x = x[:, : down * rows, : across * columns]
+    x = tf.reshape(x, [-1, down, rows, across, columns, channels])
+    return [x[:, :, i, :, j] for i in range(rows) for j in range(columns)]
+
+
+# Each in one pass over memory.
+@tf.function(autograph=False, jit_compile=True)
+def _largest(x: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+    return functools.reduce(tf.maximum, _places(x, size))
+
+
+@tf.function(autograph=False, jit_compile=True)
+def _to_largest(
+    x: tf.Tensor, y: tf.Tensor, dy: tf.Tensor, size: tuple[int, int]
+) -> tf.Tensor:
+    rows, columns = size
+    given = []
+    for place in _places(x, size):
+        # Of equal elements the first takes it all, as in TensorFlow.
+        given.append(tf.where(place == y, dy, 0.0))
+        dy -= given[-1]
+    lines = [
+        tf.concat(given[i : i + columns], axis=3) for i in range(0, len(given), columns)
+    ]
+    down, across, channels = y.shape[1:]
+    dx = tf.stack(lines, axis=2)
+    dx = tf.reshape(dx, [-1, down * rows, across * columns, channels])
+    rest = [[0, x.shape[1] - dx.shape[1]], [0, x.shape[2] - dx.shape[2]]]
+    return tf.pad(dx, [[0, 0], *rest, [0, 0]])
 
 
 def _attention(
