@@ -154,7 +154,6 @@ def test_max_pooling_equals_the_layer(shape, strides, size, padding):
         ({"activation": "relu"}, MAX, {"strides": 1}, False),
         ({"activation": "relu"}, MEAN, {"pool_size": 2}, False),
         ({"activation": "tanh"}, MAX, {}, False),
-        ({"activation": "relu", "dilation_rate": 2}, MAX, {}, True),
     ],
 )
 @pytest.mark.parametrize("banded", [0, 10**6])
