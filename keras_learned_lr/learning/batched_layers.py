@@ -7,6 +7,7 @@ here because it was measured to be faster.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ LARGEST_BANDED = 10_000
 LARGEST_ONE_HOT = 256
 # Attention over more pairs of positions than this is left to matrix products.
 LARGEST_SUMMED = 256
+# The pooling of a window of more elements would be unrolled for too long.
+LARGEST_WINDOW = 16
 
 
 def merged(function: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tf.Tensor:
@@ -164,16 +167,16 @@ def _max_pooling2d(layer: Any, value: Lookup, x: tf.Tensor) -> tf.Tensor | None:
 
 
 def _tiles(pool: Any, shape: Sequence[int | None]) -> bool:
-    """Whether the windows lie side by side and none of them beyond the end.
+    """Whether the windows are small, side by side and none of them beyond the end.
 
     Args:
         pool: The pooling.
         shape: Of its inputs, `[..., height, width, channels]`.
     """
-    sides = shape[-3:-1]
-    whole = all(n and n % by == 0 for n, by in zip(sides, pool.pool_size, strict=True))
-    beside = pool.strides == pool.pool_size and pool.data_format == "channels_last"
-    return beside and (whole or pool.padding == "valid")
+    sides, size = shape[-3:-1], pool.pool_size
+    whole = all(n and n % by == 0 for n, by in zip(sides, size, strict=True))
+    usual = pool.data_format == "channels_last" and math.prod(size) <= LARGEST_WINDOW
+    return usual and pool.strides == size and (whole or pool.padding == "valid")
 
 
 def _max_pool(pool: Any) -> Callable[[tf.Tensor], tf.Tensor]:

@@ -152,6 +152,7 @@ def test_max_pooling_equals_the_layer(shape, strides, size, padding):
         ({"activation": "relu", "kernel_size": 2}, MAX, {"padding": "same"}, True),
         ({"activation": "relu"}, MAX, {"padding": "same"}, False),
         ({"activation": "relu"}, MAX, {"strides": 1}, False),
+        ({"activation": "relu"}, MAX, {"pool_size": 5}, False),
         ({"activation": "relu"}, MEAN, {"pool_size": 2}, False),
         ({"activation": "tanh"}, MAX, {}, False),
     ],
