@@ -6,7 +6,9 @@ set up in a way that it does not cover; `tf.vectorized_map` serves then. Each ru
 here because it was measured to be faster.
 """
 
-from collections.abc import Callable
+import functools
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -23,6 +25,8 @@ LARGEST_BANDED = 10_000
 LARGEST_ONE_HOT = 256
 # Attention over more pairs of positions than this is left to matrix products.
 LARGEST_SUMMED = 256
+# The pooling of a window of more elements would be unrolled for too long.
+LARGEST_WINDOW = 16
 
 
 def merged(function: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tf.Tensor:
@@ -54,16 +58,19 @@ def _dense(layer: Any, value: Lookup, x: tf.Tensor) -> tf.Tensor | None:
     return y if layer.activation is None else layer.activation(y)
 
 
-def _conv2d(layer: Any, value: Lookup, x: tf.Tensor) -> tf.Tensor | None:
-    steps = (*layer.strides, *layer.dilation_rate, layer.groups)
-    padding = layer.padding in ("same", "valid")
-    usual = layer.data_format == "channels_last" and padding and not layer.lora_enabled
-    if not usual or layer.groups != 1:
+def _conv2d(
+    layer: Any, value: Lookup, x: tf.Tensor, pool: Any = None
+) -> tf.Tensor | None:
+    """Convolves, and does the work of a pooling of which `pools_early` holds."""
+    if not _usual_convolution(layer):
         return None
     kernel = value(layer.kernel)
+    steps = (*layer.strides, *layer.dilation_rate)
     size = _banded_size(x.shape, kernel.shape)
-    if steps == (1, 1, 1, 1, 1) and size <= LARGEST_BANDED:
+    if steps == (1, 1, 1, 1) and size <= LARGEST_BANDED:
         y = _banded_convolution(x, kernel, layer.padding)
+        if pool is not None:
+            y = merged(_max_pool(pool), y)
         if layer.use_bias:
             y += value(layer.bias)[:, tf.newaxis, tf.newaxis, tf.newaxis]
         return y if layer.activation is None else layer.activation(y)
@@ -74,6 +81,8 @@ def _conv2d(layer: Any, value: Lookup, x: tf.Tensor) -> tf.Tensor | None:
     def convolve(images: tf.Tensor, filters: tf.Tensor, bias: Any) -> tf.Tensor:
         padding, dilations = layer.padding.upper(), layer.dilation_rate
         y = tf.nn.conv2d(images, filters, layer.strides, padding, dilations=dilations)
+        if pool is not None:
+            y = _max_pool(pool)(y)
         if bias is not None:
             y = tf.nn.bias_add(y, bias)
         return y if layer.activation is None else layer.activation(y)
@@ -83,6 +92,32 @@ def _conv2d(layer: Any, value: Lookup, x: tf.Tensor) -> tf.Tensor | None:
     images, filters = tf.unstack(x), tf.unstack(kernel)
     return tf.stack(
         [convolve(*each) for each in zip(images, filters, biases, strict=True)]
+    )
+
+
+def _usual_convolution(layer: Any) -> bool:
+    padding = layer.padding in ("same", "valid")
+    usual = layer.data_format == "channels_last" and padding and not layer.lora_enabled
+    return usual and layer.groups == 1
+
+
+def pools_early(conv: Any, pool: Any, shape: Sequence[int | None]) -> bool:
+    """Whether a pooling may come before the bias and activation of a convolution.
+
+    Where these do not change which element of a window is the largest, they and their
+    gradients are left with a quarter of the elements.
+
+    Args:
+        conv: A layer.
+        pool: Another, which takes its outputs.
+        shape: Of these.
+    """
+    return (
+        type(conv) is keras.layers.Conv2D
+        and type(pool) is keras.layers.MaxPooling2D
+        and conv.activation in (keras.activations.linear, keras.activations.relu)
+        and _usual_convolution(conv)
+        and _tiles(pool, shape)
     )
 
 
@@ -125,6 +160,70 @@ def _banded_convolution(x: tf.Tensor, kernel: tf.Tensor, padding: str) -> tf.Ten
     x = tf.concat([x[:, :, i : i + down] for i in range(rows)], axis=3)
     y = tf.matmul(tf.reshape(x, [batch, examples * down, -1]), matrix)
     return tf.reshape(y, [batch, examples, down, across, filters])
+
+
+def _max_pooling2d(layer: Any, value: Lookup, x: tf.Tensor) -> tf.Tensor | None:
+    return merged(_max_pool(layer), x) if _tiles(layer, x.shape) else None
+
+
+def _tiles(pool: Any, shape: Sequence[int | None]) -> bool:
+    """Whether the windows are small, side by side and none of them beyond the end.
+
+    Args:
+        pool: The pooling.
+        shape: Of its inputs, `[..., height, width, channels]`.
+    """
+    sides, size = shape[-3:-1], pool.pool_size
+    whole = all(n and n % by == 0 for n, by in zip(sides, size, strict=True))
+    usual = pool.data_format == "channels_last" and math.prod(size) <= LARGEST_WINDOW
+    return usual and pool.strides == size and (whole or pool.padding == "valid")
+
+
+def _max_pool(pool: Any) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Returns the pooling with a gradient of its own: TensorFlow's takes far longer."""
+
+    @tf.custom_gradient
+    def apply(x: tf.Tensor) -> Any:
+        y = _largest(x, pool.pool_size)
+        return y, lambda dy: _to_largest(x, y, dy, pool.pool_size)
+
+    return apply
+
+
+def _places(x: tf.Tensor, size: tuple[int, int]) -> list[tf.Tensor]:
+    """Returns what stands at each place of the windows, row by row."""
+    height, width, channels = x.shape[1:]
+    rows, columns = size
+    down, across = height // rows, width // columns
+    x = x[:, : down * rows, : across * columns]
+    x = tf.reshape(x, [-1, down, rows, across, columns, channels])
+    return [x[:, :, i, :, j] for i in range(rows) for j in range(columns)]
+
+
+# Each in one pass over memory.
+@tf.function(autograph=False, jit_compile=True)
+def _largest(x: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+    return functools.reduce(tf.maximum, _places(x, size))
+
+
+@tf.function(autograph=False, jit_compile=True)
+def _to_largest(
+    x: tf.Tensor, y: tf.Tensor, dy: tf.Tensor, size: tuple[int, int]
+) -> tf.Tensor:
+    rows, columns = size
+    given = []
+    for place in _places(x, size):
+        # Of equal elements the first takes it all, as in TensorFlow.
+        given.append(tf.where(place == y, dy, 0.0))
+        dy -= given[-1]
+    lines = [
+        tf.concat(given[i : i + columns], axis=3) for i in range(0, len(given), columns)
+    ]
+    down, across, channels = y.shape[1:]
+    dx = tf.stack(lines, axis=2)
+    dx = tf.reshape(dx, [-1, down * rows, across * columns, channels])
+    rest = [[0, x.shape[1] - dx.shape[1]], [0, x.shape[2] - dx.shape[2]]]
+    return tf.pad(dx, [[0, 0], *rest, [0, 0]])
 
 
 def _attention(
@@ -255,6 +354,7 @@ RULES: dict[type, LayerRule] = {
     keras.layers.Embedding: _embedding,
     keras.layers.GRU: _gru,
     keras.layers.LayerNormalization: _layer_normalization,
+    keras.layers.MaxPooling2D: _max_pooling2d,
     keras.layers.MultiHeadAttention: _attention,
 }
 # Layers without variables that treat each example alone.

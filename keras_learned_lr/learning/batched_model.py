@@ -1,5 +1,6 @@
 """One Keras model, called with other weights for each trainee of a batch."""
 
+import collections
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -8,7 +9,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_learned_lr.learning.batched_layers import MERGED, RULES, merged
+from keras_learned_lr.learning.batched_layers import (
+    MERGED,
+    RULES,
+    merged,
+    pools_early,
+)
 
 
 class Layout:
@@ -78,6 +84,7 @@ class BatchedModel:
         _check(model)
         self._model = model
         self._graph = _graph_of(model)
+        self._pools = {} if self._graph is None else _pools_of(self._graph)
 
     @property
     def walked(self) -> bool:
@@ -119,7 +126,11 @@ class BatchedModel:
         }
 
         def batched(operation: Any) -> Any:
+            if operation in self._pools.values():
+                return lambda x: x  # the convolution has pooled already
+
             def call(*args: Any, **kwargs: Any) -> Any:
+                kwargs["pool"] = self._pools.get(operation)
                 return _call_operation(operation, values, training, args, kwargs)
 
             return call
@@ -230,6 +241,21 @@ def _graph_of(model: keras.Model) -> Any:
         if foreign or layer.activity_regularizer is not None:
             return None
     return graph
+
+
+def _pools_of(graph: Any) -> dict[keras.Layer, keras.Layer]:
+    """Returns by convolution the pooling that it can do on the way."""
+    nodes = [node for nodes in graph._nodes_by_depth.values() for node in nodes]
+    calls = collections.Counter(node.operation for node in nodes)
+    takers = collections.Counter(id(x) for node in nodes for x in node.input_tensors)
+    pools = {}
+    for node in nodes:
+        for parent in node.parent_nodes:
+            conv, pool, between = parent.operation, node.operation, parent.outputs[0]
+            once = calls[conv] == calls[pool] == takers[id(between)] == 1
+            if once and pools_early(conv, pool, between.shape):
+                pools[conv] = pool
+    return pools
 
 
 def _check(model: keras.Model) -> None:

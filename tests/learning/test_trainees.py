@@ -21,6 +21,7 @@ from keras_learned_lr.observation.spec import DEFAULT, PUBLISHED, ObservationSpe
 LOSS = "sparse_categorical_crossentropy"
 SPEC = ObservationSpec(DEFAULT + PUBLISHED)
 RATES = [1e-2, 1e-3, 3e-2]
+MAX, MEAN = keras.layers.MaxPooling2D, keras.layers.AveragePooling2D
 
 
 def _steps(number):
@@ -108,6 +109,82 @@ def test_small_convolutions_as_a_banded_product(size, padding):
     for index in range(2):
         plain = tf.nn.conv2d(x[index], kernel[index], 1, padding.upper())
         np.testing.assert_allclose(banded[index], plain, rtol=1e-4, atol=1e-5)
+
+
+def _equal_each_model(model, x):
+    """Compares outputs and gradients of two trainees with those of `model`."""
+    weights = [tf.stack([v.value, -2.0 * v.value]) for v in model.trainable_variables]
+    with tf.GradientTape() as tape:
+        tape.watch([x, *weights])
+        outputs = tf.function(BatchedModel(model))(weights, [], x, training=True)[0]
+        loss = tf.reduce_sum(tf.math.sin(outputs))
+    gradients = tape.gradient(loss, [x, *weights])
+    for index in range(2):
+        model.set_weights([w[index] for w in weights])
+        one = x[index]
+        with tf.GradientTape() as tape:
+            tape.watch(one)
+            expected = model(one)
+            loss = tf.reduce_sum(tf.math.sin(expected))
+        np.testing.assert_allclose(outputs[index], expected, rtol=1e-5, atol=1e-5)
+        theirs = tape.gradient(loss, [one, *model.trainable_variables])
+        for ours, gradient in zip(gradients, theirs, strict=True):
+            np.testing.assert_allclose(ours[index], gradient, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("size", [2, (3, 2), (1, 3)])
+@pytest.mark.parametrize("strides", [None, 1])
+@pytest.mark.parametrize("shape", [(6, 6, 2), (7, 8, 1), (5, 3, 3)])
+def test_max_pooling_equals_the_layer(shape, strides, size, padding):
+    model = keras.Sequential([keras.Input(shape), MAX(size, strides, padding)])
+    # So few values that windows have several maxima.
+    x = np.random.default_rng(0).integers(-2, 2, size=(2, 3, *shape))
+    _equal_each_model(model, tf.constant(x, tf.float32))
+
+
+@pytest.mark.parametrize(
+    ("conv", "pooling", "pool", "early"),
+    [
+        ({"activation": "relu"}, MAX, {}, True),
+        ({"use_bias": False}, MAX, {"pool_size": (2, 3)}, True),
+        ({"activation": "relu", "padding": "same"}, MAX, {"pool_size": 3}, True),
+        ({"activation": "relu", "kernel_size": 2}, MAX, {"padding": "same"}, True),
+        ({"activation": "relu"}, MAX, {"padding": "same"}, False),
+        ({"activation": "relu"}, MAX, {"strides": 1}, False),
+        ({"activation": "relu"}, MAX, {"pool_size": 5}, False),
+        ({"activation": "relu"}, MEAN, {"pool_size": 2}, False),
+        ({"activation": "tanh"}, MAX, {}, False),
+    ],
+)
+@pytest.mark.parametrize("banded", [0, 10**6])
+def test_pooling_before_bias_and_activation(
+    monkeypatch, conv, pooling, pool, early, banded
+):
+    monkeypatch.setattr(batched_layers, "LARGEST_BANDED", banded)
+    keras.utils.set_random_seed(5)
+    options = {"kernel_size": 3, "bias_initializer": "normal"} | conv
+    layer, pool = keras.layers.Conv2D(4, **options), pooling(**pool)
+    model = keras.Sequential([keras.Input((9, 9, 2)), layer, pool])
+    assert BatchedModel(model)._pools == ({layer: pool} if early else {})
+    _equal_each_model(model, tf.random.stateless_normal([2, 3, 9, 9, 2], [0, 1]))
+
+
+@pytest.mark.parametrize("twice", ["taken", "called", "pooled"])
+def test_pooling_stays_where_something_else_is_in_between(twice):
+    keras.utils.set_random_seed(6)
+    conv, pool = keras.layers.Conv2D(2, 3, padding="same", activation="relu"), MAX()
+    inputs = keras.Input((6, 6, 2))
+    x = conv(inputs)
+    y = pool(x)
+    other = {
+        "taken": lambda: MAX()(keras.layers.ReLU()(x)),
+        "called": lambda: pool(conv(x)),
+        "pooled": lambda: pool(inputs),
+    }[twice]
+    model = keras.Model(inputs, keras.layers.Add()([y, other()]))
+    assert not BatchedModel(model)._pools
+    _equal_each_model(model, tf.random.stateless_normal([2, 3, 6, 6, 2], [0, 1]))
 
 
 @pytest.mark.parametrize("positions", [5, 17])
