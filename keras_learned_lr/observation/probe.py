@@ -182,10 +182,10 @@ class Probe:
                 with tf.init_scope():
                     self._build(data)
             if self._before_step is not None:
-                self._prepare(self._before_step)
+                self._prepare(self._before_step, data)
             logs, loss = run_and_catch_loss(self._model, train_step, data)
             # Not before there is a loss: data of unknown length ends in a step that
-            # finds no batch. Besides, what waits for the batch itself holds it up.
+            # finds no batch, and what waits for the batch itself costs more.
             with tf.control_dependencies([loss]):
                 if self._needs & {"outputs", "inputs"}:
                     self._note_batch(data)
@@ -233,18 +233,23 @@ class Probe:
         for copy, v in zip(self._weights, self._seen, strict=True):
             copy.assign(tf.convert_to_tensor(v.value))
 
-    def _prepare(self, before_step: Callable[[tf.Tensor], tf.Tensor]) -> None:
+    def _prepare(
+        self, before_step: Callable[[tf.Tensor], tf.Tensor], data: Any
+    ) -> None:
         """Calls `before_step` where it asked to be."""
         step = self._step.read_value()
-        if self._spread:
-            # What all replicas share cannot be assigned in a branch.
-            before_step(step)
-            return
+        due = step >= self._next_call
 
         def call() -> None:
             self._next_call.assign(before_step(step))
 
-        run_if(step >= self._next_call, call)
+        # Only this waits for the batch: there may be none.
+        with tf.control_dependencies(_tensors(data)):
+            if self._spread:
+                # What all replicas share cannot be assigned in a branch.
+                before_step(step)
+            else:
+                run_if(due, call)
 
     def _note_loss(self, loss: tf.Tensor) -> None:
         step = self._step.read_value()
@@ -389,6 +394,12 @@ def remove_stale_tap(model: keras.Model) -> bool:
     if probe is not None:
         probe.abandon()
     return probe is not None
+
+
+def _tensors(data: Any) -> list[tf.Tensor]:
+    # Sparse and ragged ones as the tensors that they are made of.
+    leaves = tf.nest.flatten(data, expand_composites=True)
+    return [leaf for leaf in leaves if tf.is_tensor(leaf)]
 
 
 def _copy(variable: keras.Variable, dtype: str) -> tf.Variable:
