@@ -206,6 +206,22 @@ class TestLearningRate:
         expected = [sum(rates[:6]), sum(rates[6:])]
         np.testing.assert_allclose(-np.diff(weights), expected, rtol=1e-3)
 
+    def test_stays_in_the_step_that_finds_no_batch(self):
+        """In which data of unknown length ends; the log shows the last step's rate."""
+        signature = [tf.TensorSpec([None, 1])] * 2
+        batches = tf.data.Dataset.from_generator(
+            lambda: ((ONES[:8], ONES[:8]) for _ in range(6)),
+            output_signature=tuple(signature),
+        )
+        form = AnchoredScaleFactor(schedule=EverySteps(100))
+        callback = rate(
+            ScriptedController([0.0], form=form), validation_data=None, total_steps=12
+        )
+        history = slope_model().fit(batches, epochs=2, verbose=0, callbacks=[callback])
+        state = form.initial_state(0.1)
+        expected = [float(form.learning_rate(state, step, 12)) for step in (5, 11)]
+        np.testing.assert_allclose(history.history["learning_rate"], expected)
+
     def test_starts_from_the_default_that_is_passed(self):
         callback = rate(
             ScriptedController([0.0]), validation_data=None, default_learning_rate=0.5

@@ -217,6 +217,18 @@ class TestBatchAndWeights:
             previous = update
 
 
+def test_no_copy_is_kept_of_frozen_weights():
+    trainee = model(batch_norm=True)
+    trainee.get_layer("first").trainable = False
+    probe = Probe(compiled(trainee), ALL)
+    frozen = {id(v) for v in trainee.get_layer("first").weights}
+    kept = [v for v in trainee.weights if id(v) not in frozen]
+    assert len(kept) == len(trainee.weights) - 2
+    assert sorted(c.shape.as_list() for c in probe._weights) == sorted(
+        list(v.shape) for v in kept
+    )
+
+
 class TestDesignatedLayer:
     def moments(self, trainee, name=None):
         watcher = Watcher(6, frozenset({"layer"}), designated_layer=name)
