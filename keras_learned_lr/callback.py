@@ -242,9 +242,7 @@ class LearnedLearningRate(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
         """Tells the probe that the coming step belongs to this run."""
-        # Generators end every epoch in a step that finds no batch.
-        begun = batch if self._steps is None else min(batch, self._steps - 1)
-        self._loop.expect_step(self._epoch_start + begun)
+        self._loop.probe.expect_step()
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Decides where a decision is due."""
@@ -265,8 +263,6 @@ class LearnedLearningRate(keras.callbacks.Callback):
         if self._steps is None:
             self._step = int(self._loop.probe.step)
             self._steps = self._step - self._epoch_start
-            # The epoch's last step was one that found no batch.
-            self._loop.follow(self._step - 1)
             self._loop.set_horizon(self._horizon())
         self._epoch_start += self._steps
         self._step = self._epoch_start

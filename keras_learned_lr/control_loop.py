@@ -134,17 +134,13 @@ class ControlLoop:
         if isinstance(controller, LearningController):
             # Its reward is the validation loss, whether it looks at it or not.
             needs |= {"validation"}
-        # Between the steps of one execution nothing but their graph can follow.
-        several, moves = model.steps_per_execution > 1, form.envelope != "constant"
-        self._coming, self._moves_from = 0, 0
         self._probe = Probe(
             model,
             needs,
             validation_loss,
             designated_layer,
             probe_size,
-            before_call=self._follow_on_host if moves and not several else None,
-            before_step=self._follow_envelope if several and moves else None,
+            before_step=None if form.envelope == "constant" else self._follow_envelope,
             when_stale=self._take_back,
         )
         self._validates = validation_loss is not None and "validation" in needs
@@ -154,7 +150,6 @@ class ControlLoop:
         self.decide_function = _Traced(self._decide)
         self._observe_function = _Traced(self._observe)
         self._set_function = _Traced(self._apply)
-        self._follow_function = _Traced(self._follow_envelope)
         self._eager = model.run_eagerly
 
     @property
@@ -244,23 +239,7 @@ class ControlLoop:
     def set_horizon(self, horizon: int) -> None:
         """Sets the number of training steps of the whole run."""
         self._horizon.assign(horizon)
-        self._moves_from = int(self._form.flat_share * horizon)
         self._probe.call_again()
-
-    def expect_step(self, step: int) -> None:
-        """Tells that the coming training step is of this run, and how many it had."""
-        self._coming = step
-        self._probe.expect_step()
-
-    def follow(self, step: int) -> None:
-        """Moves the learning rate to where the envelope is at a step."""
-        if step < self._moves_from:
-            return
-        taken = tf.constant(step, tf.int64)
-        if self._eager:
-            self._follow_envelope(taken)
-        else:
-            self._follow_function(taken)
 
     def next_decision(self, step: int, horizon: int) -> int:
         """Returns the step at which the decision after the one at `step` is due."""
@@ -422,9 +401,6 @@ class ControlLoop:
                 tf.cast(self._contested, tf.float32),
             ]
             return tf.concat([tf.stack(packed), look.observation], axis=0)
-
-    def _follow_on_host(self) -> None:
-        self.follow(self._coming)
 
     def _follow_envelope(self, step: tf.Tensor) -> tf.Tensor:
         horizon = self._horizon.read_value()

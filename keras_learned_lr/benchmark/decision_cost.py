@@ -76,7 +76,7 @@ def time_decision(
     batches = iter(workload.batches())
 
     def step() -> None:
-        loop.expect_step(0)
+        loop.probe.expect_step()
         model.train_function(batches)
 
     # Each turn trains on, so that caches are as a decision finds them.
@@ -234,7 +234,7 @@ def count_memory(
     )
     batches = workload.batches()
     loop.start(horizon=100)
-    loop.expect_step(0)
+    loop.probe.expect_step()
     model.train_function(iter(batches))
     loop.stop()
     inputs, _ = next(iter(batches.take(1)))

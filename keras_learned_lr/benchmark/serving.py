@@ -194,8 +194,8 @@ def _running_loop(controller: Controller) -> Iterator[ControlLoop]:
     validation = ValidationLoss(model, (x[-128:], y[-128:]), None, 0)
     loop = ControlLoop(model, controller, controller.action_form, validation)
     loop.start(horizon=10_000)
-    for step in range(3):
-        loop.expect_step(step)
+    for _ in range(3):
+        loop.probe.expect_step()
         model.train_function(iter([(x[:32], y[:32])]))
     yield loop
     loop.stop()

@@ -135,11 +135,6 @@ class ActionForm(Configurable):
         """Whether the form plans for a run of known length."""
         return self.envelope != "constant" or self.schedule.needs_horizon
 
-    @property
-    def flat_share(self) -> float:
-        """Share of a run before which the envelope stays where it begins."""
-        return FLAT_SHARES[self.envelope]
-
     def initial_state(
         self,
         default: float | tf.Tensor,
@@ -216,7 +211,8 @@ class ActionForm(Configurable):
 
     def moves_from(self, horizon: tf.Tensor) -> tf.Tensor:
         """Returns the step, int64, before which the envelope stays where it begins."""
-        return tf.cast(self.flat_share * tf.cast(horizon, tf.float64), tf.int64)
+        share = FLAT_SHARES[self.envelope]
+        return tf.cast(share * tf.cast(horizon, tf.float64), tf.int64)
 
     def _move(
         self, state: ActionState, action: tf.Tensor, progress: tf.Tensor

@@ -40,7 +40,6 @@ class Probe:
             None for the last layer that has a weight matrix.
         probe_size: Examples of the noted batch that are looked at; a smaller batch is
             repeated to it.
-        before_call: Called on the host before the graph of the training step is.
         before_step: Called before a window's first training step, inside its graph,
             with the number of steps taken, int64. It returns the step before which it
             is to be called again.
@@ -58,7 +57,6 @@ class Probe:
         validation_loss: Callable[[], tf.Tensor] | None = None,
         designated_layer: str | None = None,
         probe_size: int = 32,
-        before_call: Callable[[], None] | None = None,
         before_step: Callable[[tf.Tensor], tf.Tensor] | None = None,
         when_stale: Callable[[], None] | None = None,
     ) -> None:
@@ -67,8 +65,8 @@ class Probe:
         self._needs = needs
         self._validation_loss = validation_loss if "validation" in needs else None
         self._probe_size = probe_size
-        self._before_call = before_call
         self._before_step = before_step
+        self._spread = model.distribute_strategy.num_replicas_in_sync > 1
         self._designated_layer = designated_layer
         if "layer" in needs:
             check_layer(model, designated_layer)
@@ -247,7 +245,11 @@ class Probe:
 
         # Only this waits for the batch: there may be none.
         with tf.control_dependencies(_tensors(data)):
-            run_if(due, call)
+            if self._spread:
+                # What all replicas share cannot be assigned in a branch.
+                before_step(step)
+            else:
+                run_if(due, call)
 
     def _note_loss(self, loss: tf.Tensor) -> None:
         step = self._step.read_value()
@@ -289,8 +291,6 @@ class Probe:
                 self._model.make_train_function()
                 return self._model.train_function(iterator)
             self._expected = False
-            if self._before_call is not None:
-                self._before_call()
             return train_function(iterator)
 
         return guarded_train_function

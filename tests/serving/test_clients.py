@@ -120,7 +120,7 @@ def test_a_custom_loop_takes_the_three_steps(server, base):
                 look = loop.observe()
                 assert look.observation.shape == (22,)
                 rates.append(loop.set(look, loop.ask(look)).learning_rate)
-            loop.expect_step(step)
+            loop.probe.expect_step()
             at = slice(16 * (step % 6), 16 * (step % 6 + 1))
             trainee.train_function(iter([(x[at], y[at])]))
         loop.stop()
