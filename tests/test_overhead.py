@@ -40,13 +40,13 @@ class TestMemory:
         held = decision_cost.count_memory(TINY)
         copies = held["variables"] - 2 * held["trainable_weights"]
         # Losses and counters are left.
-        assert copies == held["probe_batch"] + 1024 * 4 + 3 * 8
+        assert copies == held["probe_batch"] + 1024 * 4 + 2 * 8
         assert held["validation"] == 256 * (8 * 4 + 8)
 
     def test_is_no_copy_where_no_feature_needs_one(self):
         controller = GraphController(0.0, ["training_vs_first"], every(2))
         held = decision_cost.count_memory(TINY, controller)
-        assert held["variables"] == 1024 * 4 + 3 * 8
+        assert held["variables"] == 1024 * 4 + 2 * 8
 
 
 def test_two_fits_take_turns():

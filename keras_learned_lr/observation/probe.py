@@ -16,7 +16,7 @@ from keras_learned_lr.observation.layers import (
 from keras_learned_lr.observation.noted_batch import NotedBatch
 from keras_learned_lr.observation.statistics import Statistics
 from keras_learned_lr.observation.step_loss import run_and_catch_loss
-from keras_learned_lr.observation.tensors import as_float, replica_variable, run_if
+from keras_learned_lr.observation.tensors import as_float, replica_variable
 from keras_learned_lr.observation.window_losses import (
     LOSSES_KEPT,
     measure_losses,
@@ -40,9 +40,9 @@ class Probe:
             None for the last layer that has a weight matrix.
         probe_size: Examples of the noted batch that are looked at; a smaller batch is
             repeated to it.
-        before_step: Called before a window's first training step, inside its graph,
-            with the number of steps taken, int64. It returns the step before which it
-            is to be called again.
+        before_step: Called before every training step, inside its graph, with the
+            number of steps taken, int64; also in a step that then finds no batch, in
+            which data of unknown length ends.
         when_stale: Called when the tap is found in a model whose run ended in an
             exception.
 
@@ -57,7 +57,7 @@ class Probe:
         validation_loss: Callable[[], tf.Tensor] | None = None,
         designated_layer: str | None = None,
         probe_size: int = 32,
-        before_step: Callable[[tf.Tensor], tf.Tensor] | None = None,
+        before_step: Callable[[tf.Tensor], None] | None = None,
         when_stale: Callable[[], None] | None = None,
     ) -> None:
         self._model = model
@@ -66,14 +66,12 @@ class Probe:
         self._validation_loss = validation_loss if "validation" in needs else None
         self._probe_size = probe_size
         self._before_step = before_step
-        self._spread = model.distribute_strategy.num_replicas_in_sync > 1
         self._designated_layer = designated_layer
         if "layer" in needs:
             check_layer(model, designated_layer)
         with model.distribute_strategy.scope():
             self._step = replica_variable(0, tf.int64)
             self._window_start = replica_variable(0, tf.int64)
-            self._next_call = replica_variable(0, tf.int64)
             self._losses = replica_variable(tf.zeros(LOSSES_KEPT))
         # What is made later is restored when it is put here.
         self._checkpoint = tf.train.Checkpoint(
@@ -101,7 +99,7 @@ class Probe:
         """All that the probe remembers; the noted batch is among it once `ready`."""
         noted = [] if self._noted is None else self._noted.variables
         return [
-            *(self._step, self._window_start, self._next_call, self._losses),
+            *(self._step, self._window_start, self._losses),
             *self._weights,
             *self._updates,
             *noted,
@@ -156,7 +154,7 @@ class Probe:
 
     def start(self) -> None:
         """Begins a run: no steps taken, weights noted."""
-        for variable in (self._step, self._window_start, self._next_call):
+        for variable in (self._step, self._window_start):
             variable.assign(0)
         self.note_weights()
 
@@ -165,10 +163,6 @@ class Probe:
         self._copy_weights()
         for copy in self._updates:
             copy.assign(tf.zeros_like(copy))
-
-    def call_again(self) -> None:
-        """Calls `before_step` before the next training step, whatever it returned."""
-        self._next_call.assign(0)
 
     # What happens inside a training step.
 
@@ -182,7 +176,7 @@ class Probe:
                 with tf.init_scope():
                     self._build(data)
             if self._before_step is not None:
-                self._prepare(self._before_step, data)
+                self._before_step(self._step.read_value())
             logs, loss = run_and_catch_loss(self._model, train_step, data)
             # Not before there is a loss: data of unknown length ends in a step that
             # finds no batch, and what waits for the batch itself costs more.
@@ -232,24 +226,6 @@ class Probe:
     def _copy_weights(self) -> None:
         for copy, v in zip(self._weights, self._seen, strict=True):
             copy.assign(tf.convert_to_tensor(v.value))
-
-    def _prepare(
-        self, before_step: Callable[[tf.Tensor], tf.Tensor], data: Any
-    ) -> None:
-        """Calls `before_step` where it asked to be."""
-        step = self._step.read_value()
-        due = step >= self._next_call
-
-        def call() -> None:
-            self._next_call.assign(before_step(step))
-
-        # Only this waits for the batch: there may be none.
-        with tf.control_dependencies(_tensors(data)):
-            if self._spread:
-                # What all replicas share cannot be assigned in a branch.
-                before_step(step)
-            else:
-                run_if(due, call)
 
     def _note_loss(self, loss: tf.Tensor) -> None:
         step = self._step.read_value()
@@ -338,7 +314,6 @@ class Probe:
             **batch,
         )
         self._window_start.assign(self._step)
-        self._next_call.assign(self._step)
         return statistics
 
     def _measure_validation(self, training_loss: tf.Tensor) -> tf.Tensor:
@@ -394,12 +369,6 @@ def remove_stale_tap(model: keras.Model) -> bool:
     if probe is not None:
         probe.abandon()
     return probe is not None
-
-
-def _tensors(data: Any) -> list[tf.Tensor]:
-    # Sparse and ragged ones as the tensors that they are made of.
-    leaves = tf.nest.flatten(data, expand_composites=True)
-    return [leaf for leaf in leaves if tf.is_tensor(leaf)]
 
 
 def _copy(variable: keras.Variable, dtype: str) -> tf.Variable:
