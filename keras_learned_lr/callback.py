@@ -251,6 +251,7 @@ class LearnedLearningRate(keras.callbacks.Callback):
         self._step = self._epoch_start + done
         if self._step >= self._due and self._step < self._horizon():
             self._decide()
+        self._loop.go_on(self._step)
         if logs is not None:
             logs.update(self._logs)
         if done == self._steps:
@@ -264,6 +265,7 @@ class LearnedLearningRate(keras.callbacks.Callback):
             self._step = int(self._loop.probe.step)
             self._steps = self._step - self._epoch_start
             self._loop.set_horizon(self._horizon())
+            self._loop.plan(self._step)
         self._epoch_start += self._steps
         self._step = self._epoch_start
         if logs is not None:

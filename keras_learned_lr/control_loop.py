@@ -24,6 +24,9 @@ from keras_learned_lr.observation.spec import observe
 from keras_learned_lr.observation.tensors import first_replica
 from keras_learned_lr.observation.validation import ValidationLoss
 
+# Steps whose learning rates are computed at once; of longer windows, again.
+PLANNED = 1024
+
 
 class Look(NamedTuple):
     """What the controller is shown, and what the record keeps of it; float32 tensors.
@@ -129,6 +132,12 @@ class ControlLoop:
             self._memory = _Packed(self._spec.initial_memory())
             self._policy_state = [_variable(s) for s in controller.initial_state(1)]
             self._horizon = tf.Variable(1, dtype=tf.int64, trainable=False)
+            # The learning rate of each coming step, where an envelope may move it.
+            self._execution = model.steps_per_execution
+            ahead = max(PLANNED, 2 * self._execution)
+            self._rates = _variable(tf.zeros([ahead]))
+        self._moves = form.envelope != "constant"
+        self._planned = 0
         needs = self._spec.needs
         if isinstance(controller, LearningController):
             # Its reward is the validation loss, whether it looks at it or not.
@@ -139,7 +148,7 @@ class ControlLoop:
             validation_loss,
             designated_layer,
             probe_size,
-            before_step=None if form.envelope == "constant" else self._follow_envelope,
+            before_step=self._follow_plan if self._moves else None,
             when_stale=self._take_back,
         )
         self._validates = validation_loss is not None and "validation" in needs
@@ -149,6 +158,7 @@ class ControlLoop:
         self.decide_function = _Traced(self._decide)
         self._observe_function = _Traced(self._observe)
         self._set_function = _Traced(self._apply)
+        self._plan_function = _Traced(self._plan)
         self._eager = model.run_eagerly
 
     @property
@@ -224,6 +234,7 @@ class ControlLoop:
         )
         self.set_horizon(horizon)
         self._optimizer.assign(self._learning_rate)
+        self.plan(int(self._probe.step))
         self._probe.install()
 
     def stop(self) -> None:
@@ -238,7 +249,23 @@ class ControlLoop:
     def set_horizon(self, horizon: int) -> None:
         """Sets the number of training steps of the whole run."""
         self._horizon.assign(horizon)
-        self._probe.call_again()
+
+    def plan(self, step: int) -> None:
+        """Computes the learning rates of the coming steps again.
+
+        Args:
+            step: Training steps taken.
+        """
+        if self._moves:
+            plan: Any = self._plan if self._eager else self._plan_function
+            plan()
+            self._planned = step + self._rates.shape[0]
+
+    def go_on(self, step: int) -> None:
+        """Tells that so many training steps are taken, after each execution."""
+        # Long windows, and those after the last decision, outlast a plan.
+        if step + self._execution > self._planned:
+            self.plan(step)
 
     def next_decision(self, step: int, horizon: int) -> int:
         """Returns the step at which the decision after the one at `step` is due."""
@@ -303,6 +330,7 @@ class ControlLoop:
         return self._form.initial_state(default, *self._bounds)
 
     def _close_window(self, record: Record) -> Record:
+        self._planned = record.step + self._rates.shape[0]
         if self._rollback is None:
             return record
         # Where a validation loss is not even finite before step 1, it tells nothing.
@@ -386,6 +414,8 @@ class ControlLoop:
             done = tf.where(follow, tf.clip_by_value(action, -1.0, 1.0), 0.0)
             self._action_state.assign(moved)
             self._set(rate)
+            if self._moves:
+                self._plan()
             self._memory.assign(self._memory.read()._replace(previous_action=done))
             _assign_all(self._policy_state, map(_where_finite, new_state, policy_state))
             packed = [
@@ -401,10 +431,16 @@ class ControlLoop:
             ]
             return tf.concat([tf.stack(packed), look.observation], axis=0)
 
-    def _follow_envelope(self, step: tf.Tensor) -> tf.Tensor:
-        horizon = self._horizon.read_value()
-        self._set(self._form.learning_rate(self._action_state.read(), step, horizon))
-        return tf.maximum(step + 1, self._form.moves_from(horizon))
+    def _plan(self) -> None:
+        with tf.device(self._device):
+            ahead, step = self._rates.shape[0], self._probe.step
+            # By the step's own number: nothing is counted from a window's start.
+            steps = step + (tf.range(ahead, dtype=tf.int64) - step) % ahead
+            state, horizon = self._action_state.read(), self._horizon.read_value()
+            self._rates.assign(self._form.learning_rate(state, steps, horizon))
+
+    def _follow_plan(self, step: tf.Tensor) -> None:
+        self._set(tf.gather(self._rates, step % self._rates.shape[0]))
 
     def _take_back(self) -> None:
         # What the user has set by hand since the exception stays.

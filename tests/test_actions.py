@@ -322,17 +322,3 @@ class TestSchedules:
         assert ScaleFactor(width=Width(2.0, 0.1)).needs_horizon
         assert ScaleFactor(envelope="cosine").needs_horizon
         assert AnchoredScaleFactor().needs_horizon
-
-
-@pytest.mark.parametrize("envelope", ["constant", "cosine", "trapezoid"])
-@pytest.mark.parametrize("horizon", [7, 100, 12_345])
-def test_the_envelope_stands_still_until_it_moves(envelope, horizon):
-    form = AnchoredScaleFactor(envelope=envelope)
-    state = form.initial_state(0.1)
-    steps = tf.range(horizon + 1)
-    rates = form.learning_rate(state, steps, tf.constant(horizon)).numpy()
-    moves = int(form.moves_from(tf.constant(horizon, tf.int64)))
-    np.testing.assert_array_equal(rates[:moves], rates[0])
-    if envelope != "constant":
-        # Nor is it told to move long before it does.
-        assert rates[moves + 1 + horizon // 50] < rates[0]

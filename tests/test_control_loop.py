@@ -1,5 +1,7 @@
 """The decision: one graph, compiled anywhere, and the learning rate it says."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from keras_learned_lr import (
     ScaleFactor,
 )
 from keras_learned_lr.control.schedules import EverySteps
+from keras_learned_lr.control_loop import PLANNED
 from keras_learned_lr.observation.spec import DEFAULT, PUBLISHED
 
 EVERYTHING = tuple(dict.fromkeys(PUBLISHED + DEFAULT))
@@ -205,6 +208,43 @@ class TestLearningRate:
         rates = [float(form.learning_rate(state, step, 12)) for step in range(12)]
         expected = [sum(rates[:6]), sum(rates[6:])]
         np.testing.assert_allclose(-np.diff(weights), expected, rtol=1e-3)
+
+    def test_is_right_after_a_step_that_finds_no_batch(self):
+        """In which every epoch of a generator ends; nor is anybody blamed for it."""
+        signature = [tf.TensorSpec([None, 1])] * 2
+        batches = tf.data.Dataset.from_generator(
+            lambda: ((ONES[:8], ONES[:8]) for _ in range(4)),
+            output_signature=tuple(signature),
+        )
+        form, recorder = AnchoredScaleFactor(schedule=EverySteps(5)), Recorder()
+        callback = rate(
+            ScriptedController([0.0], form=form), validation_data=None, total_steps=12
+        )
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            slope_model().fit(
+                batches, epochs=3, verbose=0, callbacks=[callback, recorder]
+            )
+        assert not any("Something else" in str(w.message) for w in told)
+        weights = np.array([w[0] for w in recorder.weights])[:, 0, 0]
+        state = form.initial_state(0.1)
+        expected = form.learning_rate(state, tf.range(12), 12)
+        np.testing.assert_allclose(-np.diff(weights), expected, rtol=2e-3, atol=2e-6)
+
+    @pytest.mark.parametrize("execution", [1, 700])
+    def test_of_steps_that_no_decision_has_planned(self, execution):
+        """A window may be longer than what is computed at once."""
+        steps = 2 * PLANNED + 52
+        form = AnchoredScaleFactor(schedule=EverySteps(5000), envelope="trapezoid")
+        callback = rate(ScriptedController([0.0], form=form), validation_data=None)
+        trainee = slope_model(steps_per_execution=execution)
+        x = np.ones((steps, 1), "float32")
+        trainee.fit(x, x, batch_size=1, verbose=0, callbacks=[callback])
+        expected = form.learning_rate(
+            form.initial_state(0.1), tf.range(steps), tf.constant(steps)
+        )
+        (weight,) = trainee.get_weights()
+        assert -weight == pytest.approx(float(tf.reduce_sum(expected)), rel=1e-3)
 
     def test_starts_from_the_default_that_is_passed(self):
         callback = rate(

@@ -39,15 +39,14 @@ class TestMemory:
     def test_is_two_copies_of_the_weights_and_the_probe_batch(self):
         held = decision_cost.count_memory(TINY)
         copies = held["variables"] - 2 * held["trainable_weights"]
-        # Losses, counters and the outputs for the batch are left.
-        outputs = 8 * 10 * 4
-        assert copies == held["probe_batch"] + outputs + 1024 * 4 + 3 * 8
+        # Losses and counters are left.
+        assert copies == held["probe_batch"] + 1024 * 4 + 2 * 8
         assert held["validation"] == 256 * (8 * 4 + 8)
 
     def test_is_no_copy_where_no_feature_needs_one(self):
         controller = GraphController(0.0, ["training_vs_first"], every(2))
         held = decision_cost.count_memory(TINY, controller)
-        assert held["variables"] == 1024 * 4 + 3 * 8
+        assert held["variables"] == 1024 * 4 + 2 * 8
 
 
 def test_two_fits_take_turns():

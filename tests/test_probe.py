@@ -171,8 +171,8 @@ class TestBatchAndWeights:
     def test_output_variances(self, run):
         windows, weights, x, trainee = run
         for i, window in enumerate(windows):
-            # The first 8 examples of the window's first batch.
-            start = (3 * i % 6) * 16
+            # The first 8 examples of the window's last batch.
+            start = ((3 * i + 2) % 6) * 16
             noted = x[start : start + 8]
             before = self.outputs(trainee, weights[3 * i], noted)
             after = self.outputs(trainee, weights[3 * i + 3], noted)
@@ -187,7 +187,7 @@ class TestBatchAndWeights:
     def test_input_moments(self, run):
         windows, _, x, _ = run
         for i, window in enumerate(windows):
-            noted = x[(3 * i % 6) * 16 :][:8]
+            noted = x[((3 * i + 2) % 6) * 16 :][:8]
             got = (window.input_mean, window.input_variance)
             assert got == pytest.approx((noted.mean(), noted.var()), abs=1e-5)
 
@@ -215,6 +215,18 @@ class TestBatchAndWeights:
                 cosine /= np.linalg.norm(update) * np.linalg.norm(previous)
             assert window.update_cosine == pytest.approx(cosine, abs=1e-3)
             previous = update
+
+
+def test_no_copy_is_kept_of_frozen_weights():
+    trainee = model(batch_norm=True)
+    trainee.get_layer("first").trainable = False
+    probe = Probe(compiled(trainee), ALL)
+    frozen = {id(v) for v in trainee.get_layer("first").weights}
+    kept = [v for v in trainee.weights if id(v) not in frozen]
+    assert len(kept) == len(trainee.weights) - 2
+    assert sorted(c.shape.as_list() for c in probe._weights) == sorted(
+        list(v.shape) for v in kept
+    )
 
 
 class TestDesignatedLayer:
@@ -594,8 +606,8 @@ class TestInputs:
         x, y = data()
         trainee = compiled(Subclassed(), jit_compile=jit)
         watcher = self.check(trainee, {"a": x, "b": 2 * x}, y)
-        both = np.concatenate([x[:16].ravel(), 2 * x[:16].ravel()])
-        # Windows of two steps: the first starts at the first batch.
+        both = np.concatenate([x[16:32].ravel(), 2 * x[16:32].ravel()])
+        # Windows of two steps: the first ends with the second batch.
         assert watcher.windows[0].input_variance == pytest.approx(both.var(), rel=1e-4)
 
     @pytest.mark.filterwarnings("error::UserWarning")

@@ -220,9 +220,9 @@ def count_memory(
         controller: The shipped one, if not told otherwise.
 
     Returns:
-        `variables`: copies of weights, the noted batch with its outputs, the window's
-        losses; `validation`: the subset. For comparison, `trainable_weights` and
-        `probe_batch`, the inputs alone.
+        `variables`: copies of weights, the noted batch, the window's losses;
+        `validation`: the subset. For comparison, `trainable_weights` and
+        `probe_batch`, the inputs of a batch.
     """
     model = workload.compiled(jit_compile=False)
     controller = controller or load_controller("default")
@@ -241,7 +241,7 @@ def count_memory(
         "variables": _bytes(loop.probe.variables),
         "validation": measure_validation.nbytes,
         "trainable_weights": _bytes(model.trainable_variables),
-        "probe_batch": _bytes([inputs[:PROBE_SIZE]]),
+        "probe_batch": _bytes([inputs]),
     }
 
 

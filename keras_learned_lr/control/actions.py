@@ -99,8 +99,6 @@ ENVELOPES = {
     "cosine": cosine_envelope,
     "trapezoid": trapezoid_envelope,
 }
-# Share of a run before which an envelope stays where it begins.
-FLAT_SHARES = {"constant": 1.0, "cosine": 0.0, "trapezoid": 1.0 - COOLDOWN}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,11 +206,6 @@ class ActionForm(Configurable):
         """Returns the learning rate at `step`: the level under the envelope."""
         shape = ENVELOPES[self.envelope](progress_of(step, horizon))
         return tf.maximum(state.level * shape, tf.minimum(state.floor, state.level))
-
-    def moves_from(self, horizon: tf.Tensor) -> tf.Tensor:
-        """Returns the step, int64, before which the envelope stays where it begins."""
-        share = FLAT_SHARES[self.envelope]
-        return tf.cast(share * tf.cast(horizon, tf.float64), tf.int64)
 
     def _move(
         self, state: ActionState, action: tf.Tensor, progress: tf.Tensor

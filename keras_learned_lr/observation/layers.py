@@ -1,11 +1,26 @@
 """What a model is built of: its weights, and the batch that it is made for."""
 
 import keras
+import tensorflow as tf
 
 
 def is_built(model: keras.Model) -> bool:
     """Returns whether every layer has its weights."""
     return all(layer.built for layer in model._flatten_layers())
+
+
+def moving_statistics(model: keras.Model) -> list[keras.Variable]:
+    """Returns what training changes without a gradient, as normalisation's averages.
+
+    Weights of frozen layers are not among them, nor are the states of random
+    generators.
+    """
+    return [
+        v
+        for layer in model._flatten_layers()
+        for v in layer._non_trainable_variables
+        if tf.as_dtype(v.dtype).is_floating
+    ]
 
 
 def fixed_batch_size(model: keras.Model) -> int | None:

@@ -1,6 +1,6 @@
-"""A batch of each window, with the model's outputs before and after."""
+"""A batch of each window, and the model's outputs for it before and after."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -14,20 +14,27 @@ UNITS_KEPT = 256
 
 
 class NotedBatch:
-    """A batch of training inputs and the outputs that the model had for it.
+    """A batch of training inputs and the outputs that a model has for it.
 
     Args:
         model: The model that is trained on it.
         x: A batch of its inputs: structure, dtypes and shapes of what is kept.
-        size: Examples to keep, at most; a model that is built for batches of one size
-            gets just that many.
-        outputs: Whether to keep the outputs too.
+        size: Examples to look at, at most; a model that is built for batches of one
+            size gets just that many.
+        weights: Variables that the outputs depend on and training changes; None to
+            leave the outputs out.
 
     Raises:
         ValueError: If the shapes vary and the model is compiled with XLA.
     """
 
-    def __init__(self, model: keras.Model, x: Any, size: int, outputs: bool) -> None:
+    def __init__(
+        self,
+        model: keras.Model,
+        x: Any,
+        size: int,
+        weights: Sequence[keras.Variable] | None,
+    ) -> None:
         self._model = model
         varies = any(None in leaf.shape[1:] for leaf in _leaves(x))
         if varies and model.jit_compile:
@@ -39,63 +46,88 @@ class NotedBatch:
         smallest = min([size, *(batch for batch in known if batch is not None)])
         self._size = fixed_batch_size(model) or smallest
         self._x = _map(self._variable_like, x)
-        self._outputs = None
-        if outputs:
-            # Calling the model now tells XLA the shape. The placeholder of an input
-            # whose shape varies may be too short for the model.
-            start = (
-                tf.zeros([self._size, 1]) if varies else tf.zeros_like(self._units())
-            )
-            self._outputs = replica_variable(start, shape=[self._size, None])
+        self._weights = None if weights is None else list(weights)
+        self._units: Any = self._compute_units
+        if not model.run_eagerly:
+            # Of its own, so that the model's call is traced once for both weights.
+            self._units = tf.function(self._compute_units, autograph=False)
+        self._check(x)
 
     @property
     def variables(self) -> list[tf.Variable]:
-        """What is kept: the inputs, and the outputs behind them."""
-        outputs = [] if self._outputs is None else [self._outputs]
-        return [*keras.tree.flatten(self._x), *outputs]
+        """What is kept: the inputs."""
+        return keras.tree.flatten(self._x)
 
     def note(self, x: Any) -> None:
-        """Keeps the first examples of `x` and the model's outputs for them."""
+        """Keeps a batch in place of the one before it."""
 
         def keep(variable: tf.Variable, leaf: tf.Tensor) -> None:
-            # A ragged last batch may be smaller: its examples are repeated.
-            index = tf.range(self._size) % tf.shape(leaf)[0]
-            variable.assign(tf.gather(leaf, index))
+            # The whole batch costs nothing: the variable shares its memory. XLA would
+            # copy it, and lets no variable change its shape.
+            variable.assign(self._first(leaf) if self._model.jit_compile else leaf)
 
         _map(keep, self._x, x)
-        if self._outputs is not None:
-            self._outputs.assign(self._units())
 
-    def measure(self) -> dict[str, tf.Tensor]:
-        """Measures the kept inputs, and the outputs of before and of now."""
+    def measure(self, before: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Measures the inputs, and the outputs of before and of now.
+
+        Args:
+            before: What the weights were when the window began.
+        """
+        x = _map(lambda leaf: self._first(leaf.read_value()), self._x)
         numeric = [
             tf.reshape(as_float(leaf), [-1])
-            for leaf in _leaves(self._x)
+            for leaf in _leaves(x)
             if leaf.dtype.is_floating or leaf.dtype.is_integer
         ]
         measured = {}
         if numeric:
             mean, variance = tf.nn.moments(tf.concat(numeric, axis=0), axes=[0])
             measured = {"input_mean": mean, "input_variance": variance}
-        if self._outputs is not None:
-            before, after = self._outputs.read_value(), self._units()
+        if self._weights is not None:
+            now = [tf.convert_to_tensor(v.value) for v in self._weights]
+            old, new = self._units(x, list(before)), self._units(x, now)
             measured |= {
-                "output_variance_before": _variance(before),
-                "output_variance_after": _variance(after),
-                "output_variance_difference": _variance(after - before),
+                "output_variance_before": _variance(old),
+                "output_variance_after": _variance(new),
+                "output_variance_difference": _variance(new - old),
             }
         return measured
 
+    def _check(self, x: Any) -> None:
+        """Calls the model, so that one which cannot be called is known at once."""
+        if self._weights is None:
+            return
+        if self._model.run_eagerly:
+            values = [tf.convert_to_tensor(v.value) for v in self._weights]
+            self._units(_map(self._first, x), values)
+            return
+        # Only traced; where shapes vary, the variables do not have a real one yet.
+        self._units.get_concrete_function(
+            _map(self._spec_like, x),
+            [tf.TensorSpec(v.shape, v.dtype) for v in self._weights],
+        )
+
+    def _spec_like(self, leaf: tf.Tensor) -> tf.TensorSpec:
+        return tf.TensorSpec([self._size, *leaf.shape[1:]], leaf.dtype)
+
     def _variable_like(self, leaf: tf.Tensor) -> tf.Variable:
-        # Sequences may differ in length from batch to batch.
         shape = [self._size, *leaf.shape[1:]]
+        # Sequences may differ in length from batch to batch.
         start = tf.zeros([1 if size is None else size for size in shape], leaf.dtype)
+        if not self._model.jit_compile:
+            shape[0] = None
         return replica_variable(start, shape=shape)
 
-    def _units(self) -> tf.Tensor:
-        """Returns the model's outputs now, float32 `[examples, units]`."""
-        x = _map(lambda leaf: leaf.read_value(), self._x)
-        with keras.StatelessScope():
+    def _first(self, leaf: tf.Tensor) -> tf.Tensor:
+        # A ragged last batch may be smaller: its examples are repeated.
+        index = tf.range(self._size) % tf.shape(leaf)[0]
+        return tf.gather(leaf, index)
+
+    def _compute_units(self, x: Any, values: list[tf.Tensor]) -> tf.Tensor:
+        """Returns the model's outputs, float32 `[examples, units]`."""
+        mapping = list(zip(self._weights or [], values, strict=True))
+        with keras.StatelessScope(state_mapping=mapping):
             outputs = self._model(x, training=False)
         flat = [
             tf.reshape(as_float(leaf), [self._size, -1])

@@ -11,11 +11,12 @@ from keras_learned_lr.observation.layers import (
     check_layer,
     designated_weights,
     is_built,
+    moving_statistics,
 )
 from keras_learned_lr.observation.noted_batch import NotedBatch
 from keras_learned_lr.observation.statistics import Statistics
 from keras_learned_lr.observation.step_loss import run_and_catch_loss
-from keras_learned_lr.observation.tensors import as_float, replica_variable, run_if
+from keras_learned_lr.observation.tensors import as_float, replica_variable
 from keras_learned_lr.observation.window_losses import (
     LOSSES_KEPT,
     measure_losses,
@@ -26,10 +27,10 @@ from keras_learned_lr.observation.window_losses import (
 class Probe:
     """Sees what goes through a model's training step.
 
-    Inside every training step it notes the loss, and little else: at most steps there
-    is nothing more to do. At the first step of a window it also notes a batch of inputs
-    and the model's outputs for it. `measure` turns that into Statistics. The user's
-    metrics, random seeds and weights stay as they were.
+    Inside every training step it notes the loss and the batch of inputs, and nothing
+    else. `measure` turns that into Statistics, with the weights of now and copies of
+    those that the window began with. The user's metrics, random seeds and weights stay
+    as they were.
 
     Args:
         model: The compiled and built model.
@@ -37,10 +38,11 @@ class Probe:
         validation_loss: Measures the validation loss, or None.
         designated_layer: The layer for `layer_mean` and `layer_variance`: its name, or
             None for the last layer that has a weight matrix.
-        probe_size: Examples of the noted batch; a smaller batch is repeated to it.
-        before_step: Called before a window's first training step, inside its graph,
-            with the number of steps taken, int64. It returns the step before which it
-            is to be called again.
+        probe_size: Examples of the noted batch that are looked at; a smaller batch is
+            repeated to it.
+        before_step: Called before every training step, inside its graph, with the
+            number of steps taken, int64; also in a step that then finds no batch, in
+            which data of unknown length ends.
         when_stale: Called when the tap is found in a model whose run ended in an
             exception.
 
@@ -55,7 +57,7 @@ class Probe:
         validation_loss: Callable[[], tf.Tensor] | None = None,
         designated_layer: str | None = None,
         probe_size: int = 32,
-        before_step: Callable[[tf.Tensor], tf.Tensor] | None = None,
+        before_step: Callable[[tf.Tensor], None] | None = None,
         when_stale: Callable[[], None] | None = None,
     ) -> None:
         self._model = model
@@ -64,14 +66,12 @@ class Probe:
         self._validation_loss = validation_loss if "validation" in needs else None
         self._probe_size = probe_size
         self._before_step = before_step
-        self._spread = model.distribute_strategy.num_replicas_in_sync > 1
         self._designated_layer = designated_layer
         if "layer" in needs:
             check_layer(model, designated_layer)
         with model.distribute_strategy.scope():
             self._step = replica_variable(0, tf.int64)
             self._window_start = replica_variable(0, tf.int64)
-            self._next_call = replica_variable(0, tf.int64)
             self._losses = replica_variable(tf.zeros(LOSSES_KEPT))
         # What is made later is restored when it is put here.
         self._checkpoint = tf.train.Checkpoint(
@@ -79,6 +79,7 @@ class Probe:
         )
         self._noted: NotedBatch | None = None
         self._layer_weights: list[keras.Variable] = []
+        self._seen: list[keras.Variable] = []
         self._weights: list[tf.Variable] = []
         self._updates: list[tf.Variable] = []
         self._knows_weights = is_built(model)
@@ -95,13 +96,10 @@ class Probe:
 
     @property
     def variables(self) -> list[tf.Variable]:
-        """All that the probe remembers, in an order that depends on the model alone.
-
-        The noted batch is among them once `ready`.
-        """
+        """All that the probe remembers; the noted batch is among it once `ready`."""
         noted = [] if self._noted is None else self._noted.variables
         return [
-            *(self._step, self._window_start, self._next_call, self._losses),
+            *(self._step, self._window_start, self._losses),
             *self._weights,
             *self._updates,
             *noted,
@@ -156,22 +154,15 @@ class Probe:
 
     def start(self) -> None:
         """Begins a run: no steps taken, weights noted."""
-        for variable in (self._step, self._window_start, self._next_call):
+        for variable in (self._step, self._window_start):
             variable.assign(0)
         self.note_weights()
 
     def note_weights(self) -> None:
         """Notes the weights as those that the window began with."""
-        for copy, v in zip(
-            self._weights, self._model.trainable_variables, strict=False
-        ):
-            copy.assign(as_float(v))
+        self._copy_weights()
         for copy in self._updates:
             copy.assign(tf.zeros_like(copy))
-
-    def call_again(self) -> None:
-        """Calls `before_step` before the next training step, whatever it returned."""
-        self._next_call.assign(0)
 
     # What happens inside a training step.
 
@@ -184,16 +175,15 @@ class Probe:
             if not self._knows_weights:
                 with tf.init_scope():
                     self._build(data)
-            # Not before there is a batch: data of unknown length ends in a step that
-            # finds none.
-            with tf.control_dependencies(_tensors(data)):
-                step = self._step.read_value()
-                if self._spread and self._before_step is not None:
-                    # What all replicas share cannot be assigned in a branch.
-                    self._before_step(step)
-                run_if(step >= self._next_call, lambda: self._prepare(step, data))
+            if self._before_step is not None:
+                self._before_step(self._step.read_value())
             logs, loss = run_and_catch_loss(self._model, train_step, data)
-            self._note_loss(step, loss)
+            # Not before there is a loss: data of unknown length ends in a step that
+            # finds no batch, and what waits for the batch itself costs more.
+            with tf.control_dependencies([loss]):
+                if self._needs & {"outputs", "inputs"}:
+                    self._note_batch(data)
+                self._note_loss(loss)
             return logs
 
         tapped_train_step.probe = self  # type: ignore[attr-defined]
@@ -211,6 +201,7 @@ class Probe:
                 f"Call the model on a batch before `fit`. Building it failed: {error}",
                 stacklevel=2,
             )
+            self._needs -= {"outputs"}
             return
         self._find_weights()
         self.note_weights()
@@ -220,23 +211,24 @@ class Probe:
             self._layer_weights = designated_weights(
                 self._model, self._designated_layer
             )
-        trainable = self._model.trainable_variables if "update" in self._needs else []
-        self._weights = [_copy(v) for v in trainable]
-        cosine = "update_cosine" in self._needs
-        self._updates = [_copy(v) for v in trainable] if cosine else []
+        trainable = list(self._model.trainable_variables)
+        if self._needs & {"update", "outputs"}:
+            self._seen = trainable
+        if "outputs" in self._needs:
+            self._seen = trainable + moving_statistics(self._model)
+        # In their own dtypes: outputs are computed with them.
+        self._weights = [_copy(v, v.dtype) for v in self._seen]
+        if "update_cosine" in self._needs:
+            self._updates = [_copy(v, "float32") for v in trainable]
         self._checkpoint.weights = self._weights
         self._checkpoint.updates = self._updates
 
-    def _prepare(self, step: tf.Tensor, data: Any) -> None:
-        """Does what is to be done before few steps only."""
-        if self._needs & {"outputs", "inputs"}:
-            self._note_batch(step, data)
-        again = tf.constant(tf.int64.max, tf.int64)
-        if self._before_step is not None and not self._spread:
-            again = self._before_step(step)
-        self._next_call.assign(again)
+    def _copy_weights(self) -> None:
+        for copy, v in zip(self._weights, self._seen, strict=True):
+            copy.assign(tf.convert_to_tensor(v.value))
 
-    def _note_loss(self, step: tf.Tensor, loss: tf.Tensor) -> None:
+    def _note_loss(self, loss: tf.Tensor) -> None:
+        step = self._step.read_value()
         place = place_of(step)
         if self._model.jit_compile:
             # XLA makes a loop of a scatter, and one pass of this.
@@ -247,20 +239,16 @@ class Probe:
             tf.raw_ops.ResourceScatterUpdate(
                 resource=self._losses.handle, indices=place, updates=loss
             )
-        with tf.control_dependencies([loss]):
-            self._step.assign_add(1)
+        self._step.assign_add(1)
 
-    def _note_batch(self, step: tf.Tensor, data: Any) -> None:
+    def _note_batch(self, data: Any) -> None:
         x = keras.utils.unpack_x_y_sample_weight(data)[0]
         try:
             if self._noted is None:
                 with tf.init_scope():
-                    self._noted = NotedBatch(
-                        self._model, x, self._probe_size, "outputs" in self._needs
-                    )
-                    self._checkpoint.noted = self._noted.variables
-            noted = self._noted
-            run_if(tf.equal(step, self._window_start), lambda: noted.note(x))
+                    weights = self._seen if "outputs" in self._needs else None
+                    self._noted = NotedBatch(self._model, x, self._probe_size, weights)
+            self._noted.note(x)
         except Exception as error:  # A custom train_step may feed the model otherwise.
             self._needs -= {"outputs", "inputs"}
             warnings.warn(
@@ -308,6 +296,9 @@ class Probe:
         validation = self._measure_validation(losses["training_loss"])
         finite = tf.math.is_finite(losses["training_loss"])
         finite &= tf.math.is_finite(validation) | (steps == 0)
+        # What they read is of before: in this order.
+        batch, weights = self._measure_batch(steps), self._measure_weights()
+        self._copy_weights()
         zero = tf.zeros(())
         statistics = Statistics(*(zero for _ in Statistics._fields))._replace(
             step=tf.cast(self._step, tf.float32),
@@ -319,11 +310,10 @@ class Probe:
             validation_loss=validation,
             finite=tf.cast(finite, tf.float32),
             **losses,
-            **self._measure_weights(),
-            **self._measure_batch(steps),
+            **weights,
+            **batch,
         )
         self._window_start.assign(self._step)
-        self._next_call.assign(self._step)
         return statistics
 
     def _measure_validation(self, training_loss: tf.Tensor) -> tf.Tensor:
@@ -341,10 +331,13 @@ class Probe:
             )
             mean, variance = tf.nn.moments(flat, axes=[0])
             measured |= {"layer_mean": mean, "layer_variance": variance}
-        if not self._weights:
+        if not self._weights or "update" not in self._needs:
             return measured
         now = [as_float(v) for v in self._model.trainable_variables]
-        updates = [new - old for new, old in zip(now, self._weights, strict=True)]
+        # The moving statistics come behind them.
+        updates = [
+            new - as_float(old) for new, old in zip(now, self._weights, strict=False)
+        ]
         norm = tf.linalg.global_norm(updates)
         measured |= {"weight_norm": tf.linalg.global_norm(now), "update_norm": norm}
         if self._updates:
@@ -357,17 +350,16 @@ class Probe:
             measured["update_cosine"] = cosine
         for copy, update in zip(self._updates, updates, strict=False):
             copy.assign(update)
-        for copy, new in zip(self._weights, now, strict=True):
-            copy.assign(new)
         return measured
 
     def _measure_batch(self, steps: tf.Tensor) -> dict[str, tf.Tensor]:
         if self._noted is None or not self._needs & {"outputs", "inputs"}:
             return {}
+        before = [copy.read_value() for copy in self._weights]
         # Before step 1 what is noted is the batch of an earlier run.
         return {
             name: tf.where(steps > 0, value, 0.0)
-            for name, value in self._noted.measure().items()
+            for name, value in self._noted.measure(before).items()
         }
 
 
@@ -379,11 +371,5 @@ def remove_stale_tap(model: keras.Model) -> bool:
     return probe is not None
 
 
-def _tensors(data: Any) -> list[tf.Tensor]:
-    # Sparse and ragged ones as the tensors that they are made of.
-    leaves = tf.nest.flatten(data, expand_composites=True)
-    return [leaf for leaf in leaves if tf.is_tensor(leaf)]
-
-
-def _copy(variable: keras.Variable) -> tf.Variable:
-    return tf.Variable(tf.zeros(variable.shape), trainable=False)
+def _copy(variable: keras.Variable, dtype: str) -> tf.Variable:
+    return tf.Variable(tf.zeros(variable.shape, dtype), trainable=False)

@@ -28,11 +28,12 @@ class Statistics(NamedTuple):
         weight_norm: Euclidean norm of all trainable weights now.
         update_norm: Norm of their change over the window.
         update_cosine: Cosine between this window's change and the previous one's.
-        output_variance_before: Variance over the noted batch of the model's outputs
-            before the window's first update, averaged over output units.
+        output_variance_before: Variance over the window's last batch of the model's
+            outputs with the weights that the window began with, averaged over output
+            units.
         output_variance_after: The same with the weights of now.
         output_variance_difference: The same for the difference of the two outputs.
-        input_mean: Mean of the noted batch of training inputs.
+        input_mean: Mean of the inputs of the window's last batch.
         input_variance: Variance of all its elements.
         layer_mean: Mean of the designated layer's weights.
         layer_variance: Variance of the designated layer's weights.

@@ -1,6 +1,5 @@
 """Variables and tensors that the probe's parts share."""
 
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -37,31 +36,3 @@ def first_replica() -> bool:
 def as_float(value: Any) -> tf.Tensor:
     """Returns a tensor, a Keras or a TensorFlow variable as float32 tensor."""
     return tf.cast(keras.ops.convert_to_tensor(value), tf.float32)
-
-
-def run_if(condition: tf.Tensor, function: Callable[[], Any]) -> None:
-    """Calls a function where a condition holds; costs little where it does not.
-
-    TensorFlow dissolves a `tf.cond` in the graph around it, which then visits all of
-    the branch at every step, whatever the condition, and runs more slowly as a whole.
-
-    Args:
-        condition: bool scalar.
-        function: Called for its effects.
-    """
-    if not tf.inside_function():
-        if condition:
-            function()
-        return
-    then = tf.function(function, autograph=False).get_concrete_function()
-    inputs = then.captured_inputs
-    otherwise = tf.function(lambda *seen: None, autograph=False).get_concrete_function(
-        *(tf.TensorSpec(leaf.shape, leaf.dtype) for leaf in inputs)
-    )
-    tf.raw_ops.If(
-        cond=condition,
-        input=inputs,
-        Tout=[],
-        then_branch=then,
-        else_branch=otherwise,
-    )
