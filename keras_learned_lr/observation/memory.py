@@ -51,8 +51,8 @@ def initial_memory(shape: tuple[int, ...] = (), averages: int = 0) -> Memory:
         shape: Of the trainees: () or `(batch,)`.
         averages: How many running averages there are.
     """
-    numbers = (tf.zeros(shape) for _ in Memory._fields[:-1])
-    return Memory(*numbers, averages=tf.zeros([*shape, averages]))
+    numbers = [tf.zeros(shape) for _ in Memory._fields[:-1]]
+    return Memory(*numbers, tf.zeros([*shape, averages]))
 
 
 def training_change(s: Statistics, m: Memory) -> tf.Tensor:

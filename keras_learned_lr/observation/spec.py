@@ -16,8 +16,8 @@ from keras_learned_lr.observation.statistics import Statistics
 
 # Changes whenever the meaning of a feature does.
 SPEC_VERSION = 2
-# In version 1 the outputs were those for a window's first batch, not its last, and there
-# were no averages: near enough for the controllers of then.
+# In version 1 outputs were those for a window's first batch in place of its last, and
+# there were no averages: near enough for the controllers of then.
 READABLE = (1, SPEC_VERSION)
 PUBLISHED = (
     "learning_rate",
