@@ -52,7 +52,7 @@ def initial_memory(shape: tuple[int, ...] = (), averages: int = 0) -> Memory:
         averages: How many running averages there are.
     """
     numbers = [tf.zeros(shape) for _ in Memory._fields[:-1]]
-    return Memory(*numbers, tf.zeros([*shape, averages]))
+    return Memory._make([*numbers, tf.zeros([*shape, averages])])
 
 
 def training_change(s: Statistics, m: Memory) -> tf.Tensor:
