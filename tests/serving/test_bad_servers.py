@@ -133,13 +133,13 @@ MODELS = {
     ),
     "an unknown feature": (
         lambda: controller_like(
-            changed(observation={"version": 1, "names": ["mood", "speed"]})
+            changed(observation={"version": 2, "names": ["mood", "speed"]})
         ),
         r"Unknown features: \['mood', 'speed'\]",
     ),
     "another version of the observation": (
-        lambda: controller_like(changed(observation={"version": 2, "names": []})),
-        "observations of version 2; this keras_learned_lr makes version 1",
+        lambda: controller_like(changed(observation={"version": 3, "names": []})),
+        "observations of version 3; this keras_learned_lr makes version 2",
     ),
     "an unknown action form": (
         lambda: controller_like(changed(action_form={"name": "Leap", "version": 1})),
