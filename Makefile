@@ -38,7 +38,7 @@ help: ## Show the targets.
 demo: $(DEMO_STAMP) ## Install what the demo needs and run it.
 	$(BIN)/keras-learned-lr demo
 
-controller: $(DEMO_STAMP) ## Train the controller that ships from nothing, or go on: hours.
+controller: $(DEMO_STAMP) ## Train the next controller to ship from nothing, or go on: hours.
 	$(BIN)/keras-learned-lr train default --to runs/default --resume
 	$(BIN)/keras-learned-lr export runs/default/controller \
 		--to keras_learned_lr/control/pretrained/default
