@@ -46,12 +46,11 @@ def majority(rng: np.random.Generator) -> Data:
 @family((LENGTH, 2), 2, "number", PLENTY)
 def oscillators(rng: np.random.Generator) -> Data:
     """Draws two coupled swings that are disturbed all the time; where they go next."""
-    count = PLENTY
     angle, damping = rng.uniform(0.2, 1.5, size=2), rng.uniform(0.85, 0.99)
-    state = rng.normal(size=(count, 2, 2))
+    cos, sin = np.cos(angle), np.sin(angle)
+    state = rng.normal(size=(PLENTY, 2, 2))
     seen = []
     for _ in range(LENGTH + 1):
-        cos, sin = np.cos(angle), np.sin(angle)
         x, v = state[..., 0], state[..., 1]
         x, v = cos * x + sin * v, cos * v - sin * x
         x = x + 0.2 * np.tanh(2 * x[:, ::-1])  # each is pulled by the other
