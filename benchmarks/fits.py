@@ -21,6 +21,7 @@ from keras import layers, optimizers
 from sklearn import datasets
 
 from keras_learned_lr import LearnedLearningRate
+from keras_learned_lr.benchmark.quality.methods.schedules import cosine_schedule
 from keras_learned_lr.learning import ControllerLearner
 
 CLASSES = "sparse_categorical_crossentropy"
@@ -167,14 +168,6 @@ def losses(task, rate, callbacks=()):
     ]
 
 
-def cosine(rate, steps):
-    """Returns half a cosine after 5 % warm-up."""
-    warm_up = int(0.05 * steps)
-    return optimizers.schedules.CosineDecay(
-        0.0, int(0.95 * steps), warmup_target=rate, warmup_steps=warm_up
-    )
-
-
 def as_controller(named):
     """Returns what the callback takes, and how many examples it was trained with."""
     if not (Path(named) / "learner.json").exists():
@@ -190,7 +183,7 @@ def main(names):
     for name, task in make_tasks().items():
         reference, steps = task[4], task[6]
         rates = reference * 10.0 ** np.linspace(-1, 1, 5)
-        tried = [losses(task, cosine(rate, steps)) for rate in rates]
+        tried = [losses(task, cosine_schedule(rate, steps, 0.05)) for rate in rates]
         best = int(np.nanargmin([validation for validation, _ in tried]))
         row = {"task": name, "rate": rates[best], "cosine": tried[best][1]}
         for controller, (found, shown) in controllers.items():
