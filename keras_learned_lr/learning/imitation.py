@@ -30,6 +30,10 @@ SHIFT = 0.3
 # A level under which runs diverge costs as much as one that ends with this multiple of
 # the lowest loss.
 WORST_RATIO = 10.0
+# Share of the loss at the lowest level tried, where hardly anything is learned, below
+# which differences stop to count in full: ratios of losses near 0 would outweigh all
+# else where there is next to no noise.
+RESOLUTION = 0.01
 # Where no level was tried, costs rise by so much (log loss) a decade: least below,
 # where a run is slow but safe.
 SLOPE_BELOW, SLOPE_ABOVE = 0.5, 1.0
@@ -209,6 +213,7 @@ def _costs(levels: np.ndarray, losses: np.ndarray) -> np.ndarray:
     losses = np.where(np.isfinite(losses), losses, np.inf)
     if np.isinf(losses).all():
         return np.zeros(len(LEVELS), np.float32)  # nothing to choose between
+    losses = losses + RESOLUTION * losses[np.isfinite(losses)][0]
     costs = np.log(np.minimum(losses / losses.min(), WORST_RATIO))
     below, above = levels[0] - LEVELS, LEVELS - levels[-1]
     return (

@@ -8,6 +8,7 @@ import numpy as np
 from keras_learned_lr.learning.tasks.task_family import (
     PLENTY,
     Data,
+    draw_noise,
     family,
     pad_features,
     standardise,
@@ -16,7 +17,7 @@ from keras_learned_lr.learning.tasks.task_family import (
 
 def _noisy(rng: np.random.Generator, y: np.ndarray) -> np.ndarray:
     y = standardise(y)
-    y += rng.uniform(0.1, 0.5) * rng.normal(size=y.shape)
+    y += draw_noise(rng, 0.5) * rng.normal(size=y.shape)
     return y.astype("float32")
 
 

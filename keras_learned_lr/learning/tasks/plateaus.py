@@ -5,6 +5,7 @@ import numpy as np
 from keras_learned_lr.learning.tasks.task_family import (
     PLENTY,
     Data,
+    draw_noise,
     family,
     pad_features,
     standardise,
@@ -22,7 +23,7 @@ def waves(rng: np.random.Generator) -> Data:
         direction *= rng.uniform(1.0, 4.0) / np.linalg.norm(direction)
         y += rng.normal() * np.sin(x @ direction + rng.uniform(0, 2 * np.pi))
     y = standardise(y)
-    y += rng.uniform(0.1, 0.4) * rng.normal(size=y.shape)
+    y += draw_noise(rng, 0.4) * rng.normal(size=y.shape)
     return Data(pad_features(x, 16), y.astype("float32"))
 
 
@@ -32,7 +33,7 @@ def products(rng: np.random.Generator) -> Data:
     x = rng.normal(size=(PLENTY, int(rng.integers(4, 17))))
     y = np.tanh(np.prod(x[:, : int(rng.integers(2, 4))], axis=1))
     y = standardise(y)
-    y += rng.uniform(0.1, 0.4) * rng.normal(size=y.shape)
+    y += draw_noise(rng, 0.4) * rng.normal(size=y.shape)
     return Data(pad_features(x, 16), y.astype("float32"))
 
 
@@ -47,8 +48,21 @@ def ratios(rng: np.random.Generator) -> Data:
     upper = a * x[:, 0] * x[:, 1] - b * rng.uniform(0.1, 0.4)
     lower = rng.uniform(0.02, 0.3) + c * x[:, 2] * x[:, 3]
     y = standardise(np.arctan(upper / lower))
-    y += rng.uniform(0.1, 0.5) * rng.normal(size=y.shape)
+    y += draw_noise(rng, 0.5) * rng.normal(size=y.shape)
     return Data(pad_features(x, 16), y.astype("float32"))
+
+
+@family(shape=(4,), outputs=2, target="class", examples=PLENTY, scaled=False)
+def checkers(rng: np.random.Generator) -> Data:
+    """Draws the colours of a checkerboard's squares, 3 to 5 along each of two axes.
+
+    A small network can take a whole run to see that there is anything but chance.
+    """
+    x = rng.uniform(0, int(rng.integers(3, 6)), size=(PLENTY, 2))
+    colour = np.floor(x).sum(1) % 2
+    angle = rng.uniform(0, np.pi)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    return Data(pad_features(x @ turn, 4), colour.astype("int32"))
 
 
 @family(shape=(16,), outputs=4, target="class")

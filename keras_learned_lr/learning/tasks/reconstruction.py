@@ -5,6 +5,7 @@ import numpy as np
 from keras_learned_lr.learning.tasks.task_family import (
     PLENTY,
     Data,
+    draw_noise,
     family,
     pad_features,
     standardise,
@@ -17,6 +18,6 @@ def reconstruction(rng: np.random.Generator) -> Data:
     inside = int(rng.integers(2, 9))
     hidden = np.tanh(rng.normal(size=(PLENTY, inside)) @ rng.normal(size=(inside, 16)))
     x = hidden @ rng.normal(size=(16, 32))
-    x += rng.uniform(0.1, 0.5) * x.std() * rng.normal(size=x.shape)
+    x += draw_noise(rng, 0.5) * x.std() * rng.normal(size=x.shape)
     x = pad_features(x, 32)
     return Data(x, standardise(x))

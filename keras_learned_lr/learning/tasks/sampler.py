@@ -10,7 +10,12 @@ from keras_learned_lr.control.actions import ActionForm
 from keras_learned_lr.learning import optimizers
 from keras_learned_lr.learning.tasks import initial
 from keras_learned_lr.learning.tasks.split import TaskTemplate
-from keras_learned_lr.learning.tasks.task_family import Data, TaskFamily
+from keras_learned_lr.learning.tasks.task_family import (
+    LEAST_WRONG,
+    Data,
+    TaskFamily,
+    draw_noise,
+)
 from keras_learned_lr.learning.trainees import (
     Members,
     Template,
@@ -191,8 +196,7 @@ def _draw_data(family: TaskFamily, rng: np.random.Generator) -> Data:
             scale = scale * 10.0 ** rng.uniform(-0.4, 0.4, size=inputs.shape[1:])
         inputs = (inputs * scale).astype("float32")
     if family.target != "number":
-        # Never none: ratios of losses that end near 0 are noise.
-        wrong = rng.random(len(targets)) < rng.uniform(0.02, 0.25)
+        wrong = rng.random(len(targets)) < draw_noise(rng, 0.25, LEAST_WRONG)
         # Labels of other examples, so that classes stay as frequent as they are.
         targets = np.where(
             wrong.reshape(-1, *(1 for _ in targets.shape[1:])),

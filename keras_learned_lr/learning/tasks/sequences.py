@@ -5,6 +5,7 @@ import numpy as np
 from keras_learned_lr.learning.tasks.task_family import (
     PLENTY,
     Data,
+    draw_noise,
     family,
     standardise,
 )
@@ -48,6 +49,7 @@ def oscillators(rng: np.random.Generator) -> Data:
     """Draws two coupled swings that are disturbed all the time; where they go next."""
     angle, damping = rng.uniform(0.2, 1.5, size=2), rng.uniform(0.85, 0.99)
     cos, sin = np.cos(angle), np.sin(angle)
+    disturbance = draw_noise(rng, 0.3)
     state = rng.normal(size=(PLENTY, 2, 2))
     seen = []
     for _ in range(LENGTH + 1):
@@ -55,7 +57,7 @@ def oscillators(rng: np.random.Generator) -> Data:
         x, v = cos * x + sin * v, cos * v - sin * x
         x = x + 0.2 * np.tanh(2 * x[:, ::-1])  # each is pulled by the other
         state = damping * np.stack([x, v], -1)
-        state = state + rng.uniform(0.05, 0.3) * rng.normal(size=state.shape)
+        state = state + disturbance * rng.normal(size=state.shape)
         seen.append(state[..., 0])
     series = np.stack(seen, axis=1)
     series /= series.std()

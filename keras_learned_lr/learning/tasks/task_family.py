@@ -10,6 +10,11 @@ import numpy as np
 # twice, as most of those that matter do. Orders of examples may use far fewer of them.
 PLENTY = 4608
 
+# Deviation of noise over that of what it is added to, and share of wrong labels, where
+# there is next to none. Never none at all: ratios of losses that end at 0 are noise.
+LEAST_NOISE = 0.02
+LEAST_WRONG = 0.004
+
 # What the targets are; each goes with some losses.
 TARGETS = {
     "class": ("cross_entropy",),
@@ -28,6 +33,17 @@ class Data(NamedTuple):
 
     inputs: np.ndarray
     targets: np.ndarray
+
+
+def draw_noise(
+    rng: np.random.Generator, most: float, least: float = LEAST_NOISE
+) -> float:
+    """Draws how noisy a data set is: log-uniform between `least` and `most`.
+
+    A learning rate that is too low costs a few percent where the noise is most of the
+    loss, and a multiple of it where there is next to none. Users have both.
+    """
+    return float(np.exp(rng.uniform(np.log(least), np.log(most))))
 
 
 @dataclasses.dataclass(frozen=True)

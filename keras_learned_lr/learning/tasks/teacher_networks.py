@@ -5,6 +5,7 @@ import numpy as np
 from keras_learned_lr.learning.tasks.task_family import (
     PLENTY,
     Data,
+    draw_noise,
     family,
     pad_features,
     standardise,
@@ -28,7 +29,7 @@ def teacher_networks(rng: np.random.Generator) -> Data:
     """Draws four numbers that a tanh network computes, with noise."""
     x, y = _teach(rng, 4)
     y = standardise(y)
-    y += rng.uniform(0.05, 0.5) * rng.normal(size=y.shape)
+    y += draw_noise(rng, 0.5) * rng.normal(size=y.shape)
     return Data(pad_features(x, 24), y.astype("float32"))
 
 
@@ -36,5 +37,5 @@ def teacher_networks(rng: np.random.Generator) -> Data:
 def teacher_choices(rng: np.random.Generator) -> Data:
     """Draws the sign of a tanh network's output, noisy around 0."""
     x, y = _teach(rng, 1)
-    y = standardise(y) + rng.uniform(0.05, 0.6) * rng.normal(size=y.shape)
+    y = standardise(y) + draw_noise(rng, 0.6) * rng.normal(size=y.shape)
     return Data(pad_features(x, 24), (y > 0).astype("float32"))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_learned_lr.learning.tasks.task_family import PLENTY, Data, family
+from keras_learned_lr.learning.tasks.task_family import PLENTY, Data, draw_noise, family
 
 SIDE, CLASSES = 8, 8
 
@@ -20,5 +20,5 @@ def stripes(rng: np.random.Generator) -> Data:
     across = np.cos(turned) * rows + np.sin(turned) * columns
     phase, contrast = rng.uniform(0, 2 * np.pi, each), rng.uniform(0.3, 1, each)
     x = contrast * np.sin(2 * np.pi * across / width[labels] + phase)
-    x += rng.uniform(0.2, 0.8) * rng.normal(size=x.shape)
+    x += draw_noise(rng, 0.8) * rng.normal(size=x.shape)
     return Data(x[..., np.newaxis].astype("float32"), labels.ravel().astype("int32"))
