@@ -10,7 +10,8 @@ import keras
 import numpy as np
 
 from keras_learned_lr.control.controller import Resumable
-from keras_learned_lr.control_loop import ControlLoop, Record
+from keras_learned_lr.control.record import Record
+from keras_learned_lr.control_loop import ControlLoop
 from keras_learned_lr.files import discard, finish_folder
 from keras_learned_lr.keras_backup import has_weights, mend
 

@@ -19,9 +19,10 @@ from keras_learned_lr.control.controller import (
     RemoteController,
 )
 from keras_learned_lr.control.optimizer import OptimizerLearningRate
+from keras_learned_lr.control.record import Record
 from keras_learned_lr.control.rollback import PATIENCE
 from keras_learned_lr.control.schedules import EverySteps
-from keras_learned_lr.control_loop import ControlLoop, Record
+from keras_learned_lr.control_loop import ControlLoop
 from keras_learned_lr.controllers import as_controller
 from keras_learned_lr.observation.probe import remove_stale_tap
 from keras_learned_lr.observation.validation import (

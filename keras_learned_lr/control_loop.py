@@ -1,12 +1,11 @@
 """One training run under control: observe, decide, set."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from keras_learned_lr.control.actions import ActionForm, ActionState
@@ -17,67 +16,15 @@ from keras_learned_lr.control.controller import (
     RemoteController,
     ServingError,
 )
+from keras_learned_lr.control.graph import Packed, Traced
 from keras_learned_lr.control.optimizer import OptimizerLearningRate
+from keras_learned_lr.control.plan import RatePlan
+from keras_learned_lr.control.record import Look, Record, pack, unpack
 from keras_learned_lr.control.rollback import Rollback
 from keras_learned_lr.observation.probe import Probe
 from keras_learned_lr.observation.spec import observe
 from keras_learned_lr.observation.tensors import first_replica
 from keras_learned_lr.observation.validation import ValidationLoss
-
-# Steps whose learning rates are computed at once; of longer windows, again.
-PLANNED = 1024
-
-
-class Look(NamedTuple):
-    """What the controller is shown, and what the record keeps of it; float32 tensors.
-
-    Attributes:
-        observation: `[features]`, finite.
-        step: Training steps taken.
-        loss: Validation loss now (training loss where there is no validation data).
-        first_loss: The first such loss of the run.
-        finite: 1 if every loss of the window was finite, else 0.
-    """
-
-    observation: tf.Tensor
-    step: tf.Tensor
-    loss: tf.Tensor
-    first_loss: tf.Tensor
-    finite: tf.Tensor
-
-
-class Record(NamedTuple):
-    """One decision, on the host.
-
-    Attributes:
-        step: Training steps taken before it.
-        learning_rate: What it set for the next step.
-        factor: New level over old level.
-        action: The controller's number, unclipped.
-        loss: Validation loss now (training loss where there is no validation data).
-        first_loss: The first such loss of the run.
-        finite: Whether every loss of the window was finite.
-        held: Whether the action was overruled because a number was not finite.
-        contested: Whether something else has set the learning rate in this run too.
-        observation: float32 `[features]`.
-        info: What the controller's policy said beside the action.
-        failure: Why the controller gave no answer, or None.
-        rolled_back: The step whose weights are back since this decision, or None.
-    """
-
-    step: int
-    learning_rate: float
-    factor: float
-    action: float
-    loss: float
-    first_loss: float
-    finite: bool
-    held: bool
-    contested: bool
-    observation: np.ndarray
-    info: Any
-    failure: str | None = None
-    rolled_back: int | None = None
 
 
 class ControlLoop:
@@ -126,18 +73,13 @@ class ControlLoop:
         self._bounds = (minimum, maximum)
         with tf.device(_device_of(model)):
             beginning = self._beginning()
-            self._action_state = _Packed(beginning)
+            self._action_state = Packed(beginning)
             self._learning_rate = _variable(beginning.level)
             self._contested = _variable(tf.constant(False))
-            self._memory = _Packed(self._spec.initial_memory())
+            self._memory = Packed(self._spec.initial_memory())
             self._policy_state = [_variable(s) for s in controller.initial_state(1)]
             self._horizon = tf.Variable(1, dtype=tf.int64, trainable=False)
-            # The learning rate of each coming step, where an envelope may move it.
-            self._execution = model.steps_per_execution
-            ahead = max(PLANNED, 2 * self._execution)
-            self._rates = _variable(tf.zeros([ahead]))
-        self._moves = form.envelope != "constant"
-        self._planned = 0
+            self._plan = RatePlan(form, model.steps_per_execution)
         needs = self._spec.needs
         if isinstance(controller, LearningController):
             # Its reward is the validation loss, whether it looks at it or not.
@@ -148,17 +90,17 @@ class ControlLoop:
             validation_loss,
             designated_layer,
             probe_size,
-            before_step=self._follow_plan if self._moves else None,
+            before_step=self._follow_plan if self._plan.moves else None,
             when_stale=self._take_back,
         )
         self._validates = validation_loss is not None and "validation" in needs
         self._rollback = Rollback(model) if rollback else None
         self._device = _device_of(model)
         self._remote = isinstance(controller, RemoteController)
-        self.decide_function = _Traced(self._decide)
-        self._observe_function = _Traced(self._observe)
-        self._set_function = _Traced(self._apply)
-        self._plan_function = _Traced(self._plan)
+        self.decide_function = Traced(self._decide)
+        self._observe_function = Traced(self._observe)
+        self._set_function = Traced(self._apply)
+        self._plan_function = Traced(self._write_plan)
         self._eager = model.run_eagerly
 
     @property
@@ -256,15 +198,15 @@ class ControlLoop:
         Args:
             step: Training steps taken.
         """
-        if self._moves:
-            plan: Any = self._plan if self._eager else self._plan_function
-            plan()
-            self._planned = step + self._rates.shape[0]
+        if self._plan.moves:
+            write: Any = self._write_plan if self._eager else self._plan_function
+            write()
+            self._plan.note(step)
 
     def go_on(self, step: int) -> None:
         """Tells that so many training steps are taken, after each execution."""
         # Long windows, and those after the last decision, outlast a plan.
-        if step + self._execution > self._planned:
+        if self._plan.is_over(step):
             self.plan(step)
 
     def next_decision(self, step: int, horizon: int) -> int:
@@ -285,7 +227,7 @@ class ControlLoop:
             look = self.observe()
             return self.set(look, self.ask(look))
         packed, info = self.decide_function() if self._graph else self._decide()
-        return self._close_window(_record(packed, info))
+        return self._close_window(unpack(packed, info))
 
     def observe(self) -> Look:
         """Measures the window that ends now; the next one begins."""
@@ -317,7 +259,7 @@ class ControlLoop:
         state = [tf.convert_to_tensor(value) for value in output.state]
         action = tf.convert_to_tensor(output.action)
         apply: Any = self._apply if self._eager else self._set_function
-        record = _record(apply(look, action, state), output.info)
+        record = unpack(apply(look, action, state), output.info)
         return self._close_window(record._replace(failure=output.failure))
 
     def _take_optimizer(self, defaults: Sequence[float] | None) -> None:
@@ -330,7 +272,7 @@ class ControlLoop:
         return self._form.initial_state(default, *self._bounds)
 
     def _close_window(self, record: Record) -> Record:
-        self._planned = record.step + self._rates.shape[0]
+        self._plan.note(record.step)
         if self._rollback is None:
             return record
         # Where a validation loss is not even finite before step 1, it tells nothing.
@@ -414,33 +356,20 @@ class ControlLoop:
             done = tf.where(follow, tf.clip_by_value(action, -1.0, 1.0), 0.0)
             self._action_state.assign(moved)
             self._set(rate)
-            if self._moves:
-                self._plan()
+            if self._plan.moves:
+                self._write_plan()
             self._memory.assign(self._memory.read()._replace(previous_action=done))
             _assign_all(self._policy_state, map(_where_finite, new_state, policy_state))
-            packed = [
-                look.step,
-                rate,
-                moved.level / state.level,
-                action,
-                look.loss,
-                look.first_loss,
-                look.finite,
-                tf.cast(~follow, tf.float32),
-                tf.cast(self._contested, tf.float32),
-            ]
-            return tf.concat([tf.stack(packed), look.observation], axis=0)
+            factor = moved.level / state.level
+            return pack(look, rate, factor, action, ~follow, self._contested)
 
-    def _plan(self) -> None:
+    def _write_plan(self) -> None:
         with tf.device(self._device):
-            ahead, step = self._rates.shape[0], self._probe.step
-            # By the step's own number: nothing is counted from a window's start.
-            steps = step + (tf.range(ahead, dtype=tf.int64) - step) % ahead
-            state, horizon = self._action_state.read(), self._horizon.read_value()
-            self._rates.assign(self._form.learning_rate(state, steps, horizon))
+            state = self._action_state.read()
+            self._plan.write(state, self._probe.step, self._horizon.read_value())
 
     def _follow_plan(self, step: tf.Tensor) -> None:
-        self._set(tf.gather(self._rates, step % self._rates.shape[0]))
+        self._set(self._plan.rate(step))
 
     def _take_back(self) -> None:
         # What the user has set by hand since the exception stays.
@@ -454,74 +383,6 @@ class ControlLoop:
             self._contested.assign(self._contested | contested)
             self._learning_rate.assign(rate)
         self._optimizer.assign(rate)
-
-
-class _Traced:
-    """A function that is traced at its first call, for arguments of one kind.
-
-    A `tf.function` looks for its trace at every call, which takes a good part of the
-    time that a decision takes.
-    """
-
-    def __init__(self, function: Callable) -> None:
-        self._function = tf.function(function, autograph=False)
-        self._concrete: Any = None
-
-    @property
-    def traces(self) -> int:
-        """How often a graph was built."""
-        return self._function.experimental_get_tracing_count()
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self.concrete(*arguments)(*arguments)
-
-    def concrete(self, *arguments: Any) -> Any:
-        """Returns the concrete function."""
-        if self._concrete is None:
-            self._concrete = self._function.get_concrete_function(*arguments)
-        return self._concrete
-
-
-class _Packed:
-    """A NamedTuple of float32 tensors in one variable, read and written as a whole."""
-
-    def __init__(self, values: Any) -> None:
-        self._kind = type(values)
-        self._shapes = [value.shape for value in values]
-        self.variable = _variable(_joined(values))
-
-    def read(self) -> Any:
-        """Returns the NamedTuple."""
-        sizes = [shape.num_elements() for shape in self._shapes]
-        parts = tf.split(self.variable.read_value(), sizes)
-        return self._kind(*map(tf.reshape, parts, self._shapes))
-
-    def assign(self, values: Any) -> None:
-        """Takes the place of what was there."""
-        self.variable.assign(_joined(values))
-
-
-def _joined(values: Any) -> tf.Tensor:
-    return tf.concat([tf.reshape(value, [-1]) for value in values], axis=0)
-
-
-def _record(packed: tf.Tensor, info: Any) -> Record:
-    # One copy from the device, whatever the number of features.
-    values = packed.numpy()
-    info = tf.nest.map_structure(lambda leaf: leaf.numpy()[0], info)
-    return Record(
-        step=int(values[0]),
-        learning_rate=float(values[1]),
-        factor=float(values[2]),
-        action=float(values[3]),
-        loss=float(values[4]),
-        first_loss=float(values[5]),
-        finite=bool(values[6]),
-        held=bool(values[7]),
-        contested=bool(values[8]),
-        observation=values[9:],
-        info=info,
-    )
 
 
 def _device_of(model: keras.Model) -> str | None:

@@ -25,8 +25,8 @@ from keras_learned_lr import (
     LogLearningRate,
     ScaleFactor,
 )
+from keras_learned_lr.control.plan import PLANNED
 from keras_learned_lr.control.schedules import EverySteps
-from keras_learned_lr.control_loop import PLANNED
 from keras_learned_lr.observation.spec import DEFAULT, PUBLISHED
 
 EVERYTHING = tuple(dict.fromkeys(PUBLISHED + DEFAULT))
