@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import numbers
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_learned_lr.arguments import check_count, check_rates, check_update_freq
 from keras_learned_lr.backup import Progress, Saved, make_backup
 from keras_learned_lr.control.actions import ActionForm
 from keras_learned_lr.control.controller import (
@@ -124,16 +124,10 @@ class LearnedLearningRate(keras.callbacks.Callback):
             ("total_steps", total_steps),
         ):
             if count is not None:
-                _check_count(name, count)
-        _check_count("probe_size", probe_size)
-        if update_freq != "auto":
-            if isinstance(update_freq, str):
-                raise ValueError(
-                    '`update_freq` must be "auto" or a positive number of steps. '
-                    f"Received: {update_freq!r}"
-                )
-            _check_count("update_freq", update_freq)
-        _check_rates(default_learning_rate, min_learning_rate, max_learning_rate)
+                check_count(name, count)
+        check_count("probe_size", probe_size)
+        check_update_freq(update_freq)
+        check_rates(default_learning_rate, min_learning_rate, max_learning_rate)
         self.controller: Controller = as_controller(controller)
         learns = isinstance(self.controller, LearningController)
         self._learner: Any = self.controller if learns else None
@@ -552,32 +546,3 @@ def _decision(record: Record) -> Decision:
         first_loss=record.first_loss,
         finite=record.finite and not record.held,
     )
-
-
-def _check_count(name: str, value: Any) -> None:
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or value < 1:
-        raise ValueError(f"`{name}` must be a positive integer. Received: {value!r}")
-
-
-def _check_rates(
-    default: float | None, minimum: float | None, maximum: float | None
-) -> None:
-    named: dict[str, Any] = {
-        "default_learning_rate": default,
-        "min_learning_rate": minimum,
-        "max_learning_rate": maximum,
-    }
-    for name, value in named.items():
-        if value is None:
-            continue
-        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        if not is_number or not 0 < float(value) < math.inf:
-            raise ValueError(
-                f"`{name}` must be positive and finite. Received: {value!r}"
-            )
-    if minimum is not None and maximum is not None and minimum > maximum:
-        raise ValueError(
-            "`min_learning_rate` must not exceed `max_learning_rate`. Received: "
-            f"{minimum} > {maximum}"
-        )
