@@ -88,14 +88,18 @@ def _random_trees() -> Data:
     return split(x.astype("float32"), y, 1000, 3000)
 
 
-def _checkerboard() -> Data:
-    """A 5 × 5 board under four columns of noise; one label in ten is random."""
+def _multiplexer() -> Data:
+    """Three bits say which one of eight is the answer; one label in ten is random.
+
+    A task of Wilson's (1987, Classifier systems and the animat problem).
+    """
     random = np.random.default_rng(0)
     count = 30_000
-    x = random.uniform(-1.7, 1.7, (count, 4))
-    y = np.floor((x[:, :2] + 1.7) / 0.68).sum(axis=1).astype(int) % 2
+    bits = random.integers(0, 2, (count, 11))
+    asked = bits[:, :3] @ (4, 2, 1)
+    y = bits[np.arange(count), 3 + asked]
     y = np.where(random.random(count) < 0.1, random.integers(0, 2, count), y)
-    return split(x.astype("float32"), y, 1000, 3000)
+    return split((2.0 * bits - 1.0).astype("float32"), y, 1000, 3000)
 
 
 def _perceptron(inputs: int, units: tuple[int, ...], activation: str) -> keras.Model:
@@ -138,7 +142,7 @@ def _residual_mlp() -> keras.Model:
 def _wide_and_narrow() -> keras.Model:
     return keras.Sequential(
         [
-            keras.Input((4,)),
+            keras.Input((11,)),
             layers.Dense(48, "tanh"),
             layers.Dense(24, "tanh"),
             layers.Dense(2, "softmax"),
@@ -200,8 +204,8 @@ TASKS = (
         steps_per_execution=5,
     ),
     Task(
-        "checkerboard_long",
-        _checkerboard,
+        "multiplexer_long",
+        _multiplexer,
         _wide_and_narrow,
         "sparse_categorical_crossentropy",
         lambda rate: optimizers.SGD(rate, momentum=0.9),
