@@ -87,7 +87,7 @@ def set_exams(
         tasks: Tasks in an exam.
         seed: Decides which they are.
     """
-    cosines = TaskSampler(COSINE_SPEC, COSINE)
+    cosines = sampler.watching(COSINE_SPEC, COSINE)
     exams = []
     for index, template in enumerate(templates):
         for horizon in horizons:

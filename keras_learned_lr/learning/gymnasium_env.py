@@ -5,8 +5,11 @@ from typing import Any
 import numpy as np
 
 from keras_learned_lr.learning.meta_config import MetaTrainConfig
-from keras_learned_lr.learning.task_stream import TaskStream, make_environment
-from keras_learned_lr.learning.tasks.sampler import TaskSampler
+from keras_learned_lr.learning.task_stream import (
+    TaskStream,
+    make_environment,
+    make_sampler,
+)
 
 try:
     import gymnasium
@@ -44,9 +47,7 @@ class TraineesVectorEnv(gymnasium.vector.VectorEnv):
 
     def __init__(self, config: MetaTrainConfig | None = None) -> None:
         config = config or MetaTrainConfig()
-        learner = config.learner
-        sampler = TaskSampler(learner.observation_spec, learner.action_form)
-        self._stream = TaskStream(config, sampler)
+        self._stream = TaskStream(config, make_sampler(config))
         self._environment = make_environment(config, self._stream)
         self.num_envs = self._environment.batch_size
         # Every feature is clipped; see `Feature.limit`.

@@ -10,6 +10,7 @@ from keras_learned_lr.learning.config import LearnerConfig
 from keras_learned_lr.learning.environment import BASELINES
 from keras_learned_lr.learning.tasks import TaskTemplate
 from keras_learned_lr.learning.tasks.split import choose_templates
+from keras_learned_lr.learning.tasks.task_family import LEAST_WRONG
 
 SHIPPED = Path(__file__).parent / "configs"
 # Where a table of the file says no name, it is the class that belongs there.
@@ -38,6 +39,8 @@ class MetaTrainConfig(Configurable):
         group: Trainees of each task, from different initial learning rates. 8, as the
             evaluation has so many.
         shown: Validation examples that the controller sees, at most.
+        fewest_rows: See `TaskSampler`.
+        most_wrong: See `TaskSampler`.
         decades: Initial learning rates lie within ± these decades of the template's.
         shortest_horizon: Training steps of the shortest runs.
         longest_horizon: Of the longest; horizons are log-uniform between the two.
@@ -63,6 +66,8 @@ class MetaTrainConfig(Configurable):
     tasks: int = 8
     group: int = 8
     shown: int = 256
+    fewest_rows: int = 256
+    most_wrong: float = 0.25
     decades: float = 3.0
     shortest_horizon: int = 60
     longest_horizon: int = 1000
@@ -84,6 +89,7 @@ class MetaTrainConfig(Configurable):
             "tasks",
             "group",
             "shown",
+            "fewest_rows",
             "shortest_horizon",
             "evaluate_every",
             "evaluation_tasks",
@@ -114,6 +120,11 @@ class MetaTrainConfig(Configurable):
             raise ValueError(
                 "`longest_horizon` must not be below `shortest_horizon`. Received: "
                 f"{self.longest_horizon} and {self.shortest_horizon}"
+            )
+        if not LEAST_WRONG <= self.most_wrong < 1:
+            raise ValueError(
+                f"`most_wrong` must be at least {LEAST_WRONG} and below 1. Received: "
+                f"{self.most_wrong!r}"
             )
         if self.baseline not in BASELINES:
             raise ValueError(

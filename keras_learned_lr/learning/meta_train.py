@@ -18,8 +18,12 @@ from keras_learned_lr.learning.evaluation import examine, greedy_act, set_exams
 from keras_learned_lr.learning.imitation import Imitation
 from keras_learned_lr.learning.learner import ControllerLearner
 from keras_learned_lr.learning.meta_config import MetaTrainConfig
-from keras_learned_lr.learning.task_stream import TaskStream, make_environment
-from keras_learned_lr.learning.tasks.sampler import PRIVILEGED, TaskSampler
+from keras_learned_lr.learning.task_stream import (
+    TaskStream,
+    make_environment,
+    make_sampler,
+)
+from keras_learned_lr.learning.tasks.sampler import PRIVILEGED
 
 CONFIG, LOG, STATE, BEST = "config.json", "log.jsonl", "state.json", "best"
 CHOICES = "choices.npz"
@@ -60,22 +64,27 @@ class MetaTraining:
         config: The run's settings.
         folder: Where it lives; made if it is not there.
         resume: Whether to go on from what the folder holds.
+        weights: A folder that another learner was saved in, as are a run's `best` and
+            its checkpoints, whose actor and critic a new run begins with.
 
     Raises:
         ValueError: If the folder holds a run already and `resume` is False, or one with
-            other settings.
+            other settings, or the weights are of other networks.
     """
 
     def __init__(
-        self, config: MetaTrainConfig, folder: str | Path, resume: bool = False
+        self,
+        config: MetaTrainConfig,
+        folder: str | Path,
+        resume: bool = False,
+        weights: str | Path | None = None,
     ) -> None:
         self.config = config
         self.folder = Path(folder)
         self._claim_folder(resume)
-        own = config.learner
         batch = config.tasks * config.group
         self.learner = ControllerLearner(self._learner_config(), batch)
-        self.sampler = TaskSampler(own.observation_spec, own.action_form, config.shown)
+        self.sampler = make_sampler(config)
         self.progress = Progress()
         self._stream = TaskStream(config, self.sampler)
         self._environment = make_environment(config, self._stream)
@@ -93,6 +102,8 @@ class MetaTraining:
         self._exams: list[Any] | None = None
         if (checkpoint := self._checkpoint()) is not None:
             self._restore(checkpoint)
+        elif weights is not None:
+            self.learner.take_weights(ControllerLearner.load(weights))
         self._trim_log()
         self._board = tf.summary.create_file_writer(str(self.folder / "tensorboard"))
 

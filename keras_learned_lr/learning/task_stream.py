@@ -51,6 +51,18 @@ class TaskStream:
         )
 
 
+def make_sampler(config: MetaTrainConfig) -> TaskSampler:
+    """Returns the sampler of the tasks that a config describes."""
+    learner = config.learner
+    return TaskSampler(
+        learner.observation_spec,
+        learner.action_form,
+        config.shown,
+        config.fewest_rows,
+        config.most_wrong,
+    )
+
+
 def make_environment(
     config: MetaTrainConfig, stream: TaskStream | None = None
 ) -> TraineesEnvironment:
@@ -73,10 +85,7 @@ def make_environment(
     """
     learner = config.learner
     if stream is None:
-        sampler = TaskSampler(
-            learner.observation_spec, learner.action_form, config.shown
-        )
-        stream = TaskStream(config, sampler)
+        stream = TaskStream(config, make_sampler(config))
     return TraineesEnvironment(
         stream,
         learner.reward,

@@ -276,3 +276,29 @@ def test_a_wrong_template_is_refused(change, message):
     }
     with pytest.raises(ValueError, match=message):
         TaskTemplate(**(settings | change))
+
+
+def test_a_sampler_draws_as_few_rows_and_as_many_wrong_labels_as_it_is_told():
+    spec, form = ObservationSpec(("log_level",)), AnchoredScaleFactor()
+    all_rows = sampler.Rows.of(FAMILIES["parity"]).train
+    for fewest, most_wrong in ((64, 0.5), (all_rows, 0.004)):
+        tasks = sampler.TaskSampler(spec, form, 32, fewest, most_wrong)
+        batch = draw(tasks, "training/parity_adamw", count=8, group=1, horizon=2000)
+        rows = [len(np.unique(order)) for order in batch.members.order.numpy()]
+        assert fewest <= min(rows) and max(rows) <= all_rows
+        assert (max(rows) < all_rows) == (fewest < all_rows)
+        symbols = batch.members.inputs.numpy().argmax(-1).reshape(8, -1, 10)
+        labels = batch.members.targets.numpy().reshape(8, -1)
+        wrong = [
+            min(np.mean(x[:, -n:].sum(1) % 2 != y) for n in (2, 3, 4))
+            for x, y in zip(symbols, labels, strict=True)
+        ]
+        # Half of the labels that are drawn anew are right by chance.
+        assert max(wrong) <= 0.55 * most_wrong + 0.01
+        assert (max(wrong) > 0.02) == (most_wrong > 0.1)
+        # The same tasks for whoever watches them.
+        again = tasks.watching(ObservationSpec(("progress",)), form)
+        other = draw(again, "training/parity_adamw", count=8, group=1, horizon=2000)
+        np.testing.assert_array_equal(other.members.targets, batch.members.targets)
+        np.testing.assert_array_equal(other.members.order, batch.members.order)
+        assert batch.members.validation.shape == (8, 32)

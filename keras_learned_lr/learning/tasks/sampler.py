@@ -29,8 +29,6 @@ ORDERS = 512
 # Examples of a task that the controller may look at, and that its result is measured
 # on; at most a quarter of the data each.
 VALIDATION = SCORING = 256
-# Some tasks train on as few rows as this, again and again, however many there are.
-FEWEST = 256
 # What a critic may know and a controller may not; see `TaskBatch.privileged`.
 PRIVILEGED = 1 + len(optimizers.RULES)
 
@@ -69,15 +67,34 @@ class TaskSampler:
         spec: What the controller sees.
         form: What its actions mean.
         shown: Validation examples that the controller looks at, at most.
+        fewest_rows: Of all the rows that there are, tasks train on as few as this,
+            again and again, or on more, log-uniformly.
+        most_wrong: Largest share of wrong labels.
     """
 
     def __init__(
-        self, spec: ObservationSpec, form: ActionForm, shown: int = VALIDATION
+        self,
+        spec: ObservationSpec,
+        form: ActionForm,
+        shown: int = VALIDATION,
+        fewest_rows: int = 256,
+        most_wrong: float = 0.25,
     ) -> None:
         self.spec = spec
         self.form = form
         self._shown = shown
+        self._fewest_rows = fewest_rows
+        self._most_wrong = most_wrong
         self._engines: dict[str, tuple[Trainees, Any]] = {}
+
+    def watching(self, spec: ObservationSpec, form: ActionForm) -> "TaskSampler":
+        """Returns a sampler that draws the same tasks for another controller.
+
+        Args:
+            spec: What that one sees.
+            form: What its actions mean.
+        """
+        return TaskSampler(spec, form, self._shown, self._fewest_rows, self._most_wrong)
 
     def _engine(self, template: TaskTemplate) -> tuple[Trainees, Any]:
         if template.name not in self._engines:
@@ -111,11 +128,12 @@ class TaskSampler:
         model, family = trainees.template.model, template.source
         group = offsets.shape[1]
         batch = tasks * group
-        drawn = [_draw_data(family, rng) for _ in range(tasks)]
+        drawn = [_draw_data(family, self._most_wrong, rng) for _ in range(tasks)]
         rows = Rows.of(family)
         order = np.stack(
             [
-                i * family.examples + _draw_order(rows.train, template.batch_size, rng)
+                i * family.examples
+                + _draw_order(rows.train, self._fewest_rows, template.batch_size, rng)
                 for i in range(tasks)
             ]
         )
@@ -188,7 +206,7 @@ def spread_offsets(
     return decades * (2.0 * parts / group - 1.0)
 
 
-def _draw_data(family: TaskFamily, rng: np.random.Generator) -> Data:
+def _draw_data(family: TaskFamily, most_wrong: float, rng: np.random.Generator) -> Data:
     inputs, targets = family.draw(rng)
     if family.scaled:
         scale = 10.0 ** rng.uniform(-0.6, 0.6)
@@ -196,7 +214,7 @@ def _draw_data(family: TaskFamily, rng: np.random.Generator) -> Data:
             scale = scale * 10.0 ** rng.uniform(-0.4, 0.4, size=inputs.shape[1:])
         inputs = (inputs * scale).astype("float32")
     if family.target != "number":
-        wrong = rng.random(len(targets)) < draw_noise(rng, 0.25, LEAST_WRONG)
+        wrong = rng.random(len(targets)) < draw_noise(rng, most_wrong, LEAST_WRONG)
         # Labels of other examples, so that classes stay as frequent as they are.
         targets = np.where(
             wrong.reshape(-1, *(1 for _ in targets.shape[1:])),
@@ -206,10 +224,11 @@ def _draw_data(family: TaskFamily, rng: np.random.Generator) -> Data:
     return Data(inputs, targets)
 
 
-def _draw_order(rows: int, batch_size: int, rng: np.random.Generator) -> np.ndarray:
+def _draw_order(
+    rows: int, fewest: int, batch_size: int, rng: np.random.Generator
+) -> np.ndarray:
     """Draws int `[ORDERS, batch_size]`: epochs over all or some of the rows."""
-    fewest = min(FEWEST, rows / 4)
-    used = int(np.exp(rng.uniform(np.log(fewest), np.log(rows))))
+    used = round(np.exp(rng.uniform(np.log(min(fewest, rows)), np.log(rows))))
     epochs = -(-ORDERS * batch_size // used)
     permuted = rng.permuted(np.tile(np.arange(used), (epochs, 1)), axis=1)
     return permuted.reshape(-1)[: ORDERS * batch_size].reshape(ORDERS, batch_size)
