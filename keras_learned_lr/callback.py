@@ -32,7 +32,7 @@ from keras_learned_lr.observation.validation import (
 )
 
 # Most of what a decision costs: see docs/cost.md.
-VALIDATION_SIZE = 256
+VALIDATION_SIZE = 128
 PROBE_SIZE = 32
 # Steps that an epoch of unknown length is taken to have at least.
 SHORTEST_EPOCH = 100

@@ -34,6 +34,7 @@ FORMS = {
     "anchored-flat": AnchoredScaleFactor(
         schedule=GeometricPerRun(), envelope="trapezoid"
     ),
+    "anchored-lifted": AnchoredScaleFactor(lift=0.1),
     "log": LogLearningRate(range_decades=3.0),
     "direct": DirectLearningRate(largest=5.0),
     "direct-annealed": DirectLearningRate(envelope="cosine"),
@@ -165,6 +166,14 @@ class TestScaleFactor:
         assert float(low) == pytest.approx(0.001, rel=1e-5)
 
 
+def test_a_lift_is_added_to_every_action_in_decades():
+    form = ScaleFactor(width=Width(1.0, 1.0), lift=0.1)
+    state = form.initial_state(0.01)
+    for action, decades in ((0.0, 0.1), (0.5, 0.6), (-1.0, -0.9)):
+        rate = take(form, state, action)[1]
+        assert float(rate) == pytest.approx(0.01 * 10**decades, rel=1e-5)
+
+
 class TestAnchored:
     def test_the_width_narrows(self):
         width = Width(initial=2.0, final=0.1, decay=0.05)
@@ -241,6 +250,8 @@ class TestBounds:
         lambda: ScaleFactor(range_decades=0.0),
         lambda: ScaleFactor(range_decades=math.nan),
         lambda: ScaleFactor(envelope="square"),
+        lambda: ScaleFactor(lift=2.0),
+        lambda: ScaleFactor(lift=math.nan),
         lambda: Width(initial=-1.0),
         lambda: EverySteps(0),
         lambda: PerRun(0),

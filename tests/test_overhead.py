@@ -41,7 +41,7 @@ class TestMemory:
         copies = held["variables"] - 2 * held["trainable_weights"]
         # Losses and counters are left.
         assert copies == held["probe_batch"] + 1024 * 4 + 2 * 8
-        assert held["validation"] == 256 * (8 * 4 + 8)
+        assert held["validation"] == 128 * (8 * 4 + 8)
 
     def test_is_no_copy_where_no_feature_needs_one(self):
         controller = GraphController(0.0, ["training_vs_first"], every(2))
@@ -83,7 +83,7 @@ def test_a_fit_that_fails_lets_the_other_one_end():
 
 
 def test_the_front_is_what_nothing_beats():
-    settings = [cost_front.DEFAULT._replace(decisions=n) for n in (8, 24, 48)]
+    settings = [cost_front.DEFAULT._replace(decisions=n) for n in (8, 32, 48)]
     records = [
         {
             **setting._asdict(),
@@ -99,7 +99,7 @@ def test_the_front_is_what_nothing_beats():
     assert [p["ratio"] for p in points] == [1.2, 1.0, 1.1]
     assert [p["worst"] for p in points] == [1.2, 1.0, 1.1]
     assert points[0]["error"] == pytest.approx(np.log(1.2) / 2 / np.sqrt(2))
-    assert points[1]["cost"] == pytest.approx(24 * 5.0 / (2000 * 10.0))
+    assert points[1]["cost"] == pytest.approx(32 * 5.0 / (2000 * 10.0))
 
 
 def test_the_front_marks_what_is_not_in_its_results_yet(tmp_path, monkeypatch):
@@ -109,13 +109,13 @@ def test_the_front_marks_what_is_not_in_its_results_yet(tmp_path, monkeypatch):
     results = tmp_path / "results.jsonl"
     settings = (cost_front.DEFAULT, cost_front.Setting(4, 16))
     made = cost_front.run(results, settings, templates=["rings_adam"])
-    assert [p["decisions"] for p in made] == [24, 4]
+    assert [p["decisions"] for p in made] == [32, 4]
     assert made[0]["ratio"] != made[1]["ratio"] and made[0]["cost"] > made[1]["cost"]
     written = results.read_text()
     assert len(written.splitlines()) == 4
     # Looked at on the same tasks, but at fewer examples of them.
     fewer = cost_front.run(
-        results, (*settings, cost_front.Setting(24, 16)), templates=["rings_adam"]
+        results, (*settings, cost_front.Setting(32, 16)), templates=["rings_adam"]
     )
     assert [p["ratio"] for p in fewer[:2]] == [p["ratio"] for p in made]
     assert fewer[2]["ratio"] != made[0]["ratio"]

@@ -34,10 +34,10 @@ class Setting(NamedTuple):
     validation_size: int
 
 
-DEFAULT = Setting(24, VALIDATION_SIZE)
+DEFAULT = Setting(32, VALIDATION_SIZE)
 SETTINGS = (
-    *(Setting(24, size) for size in (128, 256, 64, 32)),
-    *(Setting(count, 128) for count in (16, 12, 8, 48)),
+    *(Setting(32, size) for size in (128, 256, 64, 32)),
+    *(Setting(count, 128) for count in (24, 16, 12, 48)),
 )
 # The length of the fit whose share decisions are told as.
 COST_STEPS = 2_000

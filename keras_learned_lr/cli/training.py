@@ -84,12 +84,6 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in the folder.")
     ] = False,
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            "--from", help="A run's `best` or checkpoint whose weights to begin with."
-        ),
-    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="In place of the config's two seeds.")
     ] = None,
@@ -110,7 +104,7 @@ def train(
         chosen = read_config(config)
         if seed is not None:
             chosen = chosen.with_seed(seed)
-        run = MetaTraining(chosen, folder, resume, weights)
+        run = MetaTraining(chosen, folder, resume)
     except ValueError as error:
         console.print(f"[red]{escape(str(error))}[/red]")
         raise typer.Exit(2) from None

@@ -222,10 +222,21 @@ class ScaleFactor(ActionForm):
 
     Attributes:
         width: How far an action of ±1 moves the learning rate.
+        lift: Decades that every decision adds to that, whatever the action. A level
+            that is too low shows in nothing, one that is too high in every loss, so a
+            controller does better to come down again than to wait below.
     """
 
     schedule: Schedule = EverySteps(20)
     width: Width = Width(initial=0.3, final=0.3)
+    lift: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not abs(self.lift) <= 1.0:
+            raise ValueError(
+                f"`lift` must be within 1 decade of 0. Received: {self.lift!r}"
+            )
 
     @property
     def needs_horizon(self) -> bool:
@@ -235,7 +246,7 @@ class ScaleFactor(ActionForm):
     def _move(
         self, state: ActionState, action: tf.Tensor, progress: tf.Tensor
     ) -> tf.Tensor:
-        return state.level * 10.0 ** (action * self.width.at(progress))
+        return state.level * 10.0 ** (action * self.width.at(progress) + self.lift)
 
 
 @dataclasses.dataclass(frozen=True)

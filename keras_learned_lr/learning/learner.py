@@ -387,26 +387,6 @@ class ControllerLearner:
         """
         checkpoints.restore(self, Path(path))
 
-    def take_weights(self, other: "ControllerLearner") -> None:
-        """Begins with the actor and the critic of another learner.
-
-        Nothing else is taken: not its settings, its optimizer nor its episodes.
-
-        Raises:
-            ValueError: If its networks are others.
-        """
-        for part in ("actor", "critic"):
-            own = getattr(self.parts, part).variables
-            theirs = getattr(other.parts, part).variables
-            if [v.shape for v in own] != [v.shape for v in theirs]:
-                raise ValueError(
-                    f"The weights are of another {part}. Received: "
-                    f"{[v.shape.as_list() for v in theirs]}, wanted: "
-                    f"{[v.shape.as_list() for v in own]}"
-                )
-            for variable, value in zip(own, theirs, strict=True):
-                variable.assign(value)
-
     @classmethod
     def load(cls, path: str | Path) -> "ControllerLearner":
         """Builds the learner that `save` wrote, with its own settings."""

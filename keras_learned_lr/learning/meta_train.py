@@ -64,20 +64,14 @@ class MetaTraining:
         config: The run's settings.
         folder: Where it lives; made if it is not there.
         resume: Whether to go on from what the folder holds.
-        weights: A folder that another learner was saved in, as are a run's `best` and
-            its checkpoints, whose actor and critic a new run begins with.
 
     Raises:
         ValueError: If the folder holds a run already and `resume` is False, or one with
-            other settings, or the weights are of other networks.
+            other settings.
     """
 
     def __init__(
-        self,
-        config: MetaTrainConfig,
-        folder: str | Path,
-        resume: bool = False,
-        weights: str | Path | None = None,
+        self, config: MetaTrainConfig, folder: str | Path, resume: bool = False
     ) -> None:
         self.config = config
         self.folder = Path(folder)
@@ -102,8 +96,6 @@ class MetaTraining:
         self._exams: list[Any] | None = None
         if (checkpoint := self._checkpoint()) is not None:
             self._restore(checkpoint)
-        elif weights is not None:
-            self.learner.take_weights(ControllerLearner.load(weights))
         self._trim_log()
         self._board = tf.summary.create_file_writer(str(self.folder / "tensorboard"))
 

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import os
 import re
@@ -111,30 +110,6 @@ def test_a_run_is_not_resumed_with_other_settings(tmp_path, config):
     MetaTraining(config, tmp_path)
     with pytest.raises(ValueError, match="another .*seed"):
         MetaTraining(config.with_seed(3), tmp_path, resume=True)
-
-
-def test_a_run_begins_with_the_weights_of_another(tmp_path, config):
-    first = MetaTraining(config, tmp_path / "first").learner
-    first.save(tmp_path / "saved")
-    other = config.with_seed(3)
-    second = MetaTraining(
-        other, tmp_path / "second", weights=tmp_path / "saved"
-    ).learner
-    fresh = MetaTraining(other, tmp_path / "third").learner
-    for part in ("actor", "critic"):
-        own, theirs, new = (
-            [v.numpy() for v in getattr(learner.parts, part).variables]
-            for learner in (second, first, fresh)
-        )
-        assert all((a == b).all() for a, b in zip(own, theirs, strict=True))
-        assert any((a != b).any() for a, b in zip(own, new, strict=True))
-    wider = dataclasses.replace(config.learner, hidden=(9,))
-    with pytest.raises(ValueError, match="another actor"):
-        MetaTraining(
-            dataclasses.replace(config, learner=wider),
-            tmp_path / "fourth",
-            weights=tmp_path / "saved",
-        )
 
 
 def test_a_run_learns_and_reports_where_its_time_goes(tmp_path, config):

@@ -1,5 +1,6 @@
 """Version folders, warm-up requests, the model card, and the command for them."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -256,6 +257,21 @@ class TestCommand:
         assert CliRunner().invoke(app, arguments).exit_code == 0
         card = json.loads((tmp_path / "b" / "1" / CARD).read_text())
         assert card["trained"] == {"tasks": None, "steps": None, **facts}
+
+    def test_lifts_a_factor_and_refuses_to_lift_another_form(self, tmp_path):
+        for name, form, code in (
+            ("factor", every(3), 0),
+            ("direct", DirectLearningRate(schedule=EverySteps(3)), 1),
+        ):
+            controller = MLPController(form=form)
+            export_version(controller, tmp_path / name, observations(controller))
+            to = tmp_path / f"{name}-lifted"
+            arguments = ["export", str(tmp_path / name), "--to", str(to)]
+            done = CliRunner().invoke(app, [*arguments, "--lift", "0.1"])
+            assert done.exit_code == code
+        lifted = load_controller(tmp_path / "factor-lifted").action_form
+        assert lifted == dataclasses.replace(every(3), lift=0.1)
+        assert not (tmp_path / "direct-lifted").exists()
 
     @pytest.mark.parametrize("given", ["fastest", "/"])
     def test_refuses_what_is_no_controller(self, tmp_path, given):
