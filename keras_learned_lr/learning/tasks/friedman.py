@@ -8,17 +8,10 @@ import numpy as np
 from keras_learned_lr.learning.tasks.task_family import (
     PLENTY,
     Data,
-    draw_noise,
     family,
+    noisy,
     pad_features,
-    standardise,
 )
-
-
-def _noisy(rng: np.random.Generator, y: np.ndarray) -> np.ndarray:
-    y = standardise(y)
-    y += draw_noise(rng, 0.5) * rng.normal(size=y.shape)
-    return y.astype("float32")
 
 
 @family(shape=(16,), outputs=1, target="number", examples=PLENTY)
@@ -28,7 +21,7 @@ def friedman_sums(rng: np.random.Generator) -> Data:
     a, b, c, d = rng.uniform(0.5, 1.5, size=4) * (10, 20, 10, 5)
     y = a * np.sin(np.pi * x[:, 0] * x[:, 1]) + b * (x[:, 2] - 0.5) ** 2
     y += c * x[:, 3] + d * x[:, 4]
-    return Data(pad_features(x, 16), _noisy(rng, y))
+    return Data(pad_features(x, 16), noisy(rng, y, 0.5))
 
 
 @family(shape=(16,), outputs=1, target="number", examples=PLENTY)
@@ -37,7 +30,7 @@ def friedman_circuits(rng: np.random.Generator) -> Data:
     x = rng.uniform(size=(PLENTY, int(rng.integers(4, 17))))
     r, w, l_, c = x[:, 0], 0.2 + 5 * x[:, 1], x[:, 2], 1 + 10 * x[:, 3]
     y = np.sqrt(r**2 + (w * l_ - 1 / (w * c)) ** 2)
-    return Data(pad_features(x, 16), _noisy(rng, y))
+    return Data(pad_features(x, 16), noisy(rng, y, 0.5))
 
 
 @family(shape=(16,), outputs=1, target="number")
@@ -46,4 +39,4 @@ def friedman_phases(rng: np.random.Generator) -> Data:
     x = rng.uniform(size=(1536, int(rng.integers(4, 17))))
     r, w, l_, c = 0.1 + x[:, 0], 0.2 + 5 * x[:, 1], x[:, 2], 1 + 10 * x[:, 3]
     y = np.arctan((w * l_ - 1 / (w * c)) / r)
-    return Data(pad_features(x, 16), _noisy(rng, y))
+    return Data(pad_features(x, 16), noisy(rng, y, 0.5))

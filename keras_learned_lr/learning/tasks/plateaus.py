@@ -5,10 +5,9 @@ import numpy as np
 from keras_learned_lr.learning.tasks.task_family import (
     PLENTY,
     Data,
-    draw_noise,
     family,
+    noisy,
     pad_features,
-    standardise,
 )
 
 
@@ -22,9 +21,7 @@ def waves(rng: np.random.Generator) -> Data:
         direction = rng.normal(size=features)
         direction *= rng.uniform(1.0, 4.0) / np.linalg.norm(direction)
         y += rng.normal() * np.sin(x @ direction + rng.uniform(0, 2 * np.pi))
-    y = standardise(y)
-    y += draw_noise(rng, 0.4) * rng.normal(size=y.shape)
-    return Data(pad_features(x, 16), y.astype("float32"))
+    return Data(pad_features(x, 16), noisy(rng, y, 0.4))
 
 
 @family(shape=(16,), outputs=1, target="number", examples=PLENTY)
@@ -32,9 +29,7 @@ def products(rng: np.random.Generator) -> Data:
     """Draws the product of two or three inputs, of which no one tells a thing alone."""
     x = rng.normal(size=(PLENTY, int(rng.integers(4, 17))))
     y = np.tanh(np.prod(x[:, : int(rng.integers(2, 4))], axis=1))
-    y = standardise(y)
-    y += draw_noise(rng, 0.4) * rng.normal(size=y.shape)
-    return Data(pad_features(x, 16), y.astype("float32"))
+    return Data(pad_features(x, 16), noisy(rng, y, 0.4))
 
 
 @family(shape=(16,), outputs=1, target="number", examples=PLENTY)
@@ -47,9 +42,7 @@ def ratios(rng: np.random.Generator) -> Data:
     a, b, c = rng.uniform(0.5, 2.0, size=3)
     upper = a * x[:, 0] * x[:, 1] - b * rng.uniform(0.1, 0.4)
     lower = rng.uniform(0.02, 0.3) + c * x[:, 2] * x[:, 3]
-    y = standardise(np.arctan(upper / lower))
-    y += draw_noise(rng, 0.5) * rng.normal(size=y.shape)
-    return Data(pad_features(x, 16), y.astype("float32"))
+    return Data(pad_features(x, 16), noisy(rng, np.arctan(upper / lower), 0.5))
 
 
 @family(shape=(4,), outputs=2, target="class", examples=PLENTY, scaled=False)

@@ -120,3 +120,10 @@ def standardise(values: np.ndarray) -> np.ndarray:
     values = values.reshape(len(values), -1)
     values = values - values.mean(0)
     return (values / max(float(values.std()), 1e-6)).astype("float32")
+
+
+def noisy(rng: np.random.Generator, values: np.ndarray, most: float) -> np.ndarray:
+    """Returns standardised targets with noise of a drawn deviation, up to `most`."""
+    y = standardise(values)
+    y += draw_noise(rng, most) * rng.normal(size=y.shape)
+    return y

@@ -7,6 +7,7 @@ from keras_learned_lr.learning.tasks.task_family import (
     Data,
     draw_noise,
     family,
+    noisy,
     pad_features,
     standardise,
 )
@@ -28,9 +29,7 @@ def _teach(rng: np.random.Generator, outputs: int) -> tuple[np.ndarray, np.ndarr
 def teacher_networks(rng: np.random.Generator) -> Data:
     """Draws four numbers that a tanh network computes, with noise."""
     x, y = _teach(rng, 4)
-    y = standardise(y)
-    y += draw_noise(rng, 0.5) * rng.normal(size=y.shape)
-    return Data(pad_features(x, 24), y.astype("float32"))
+    return Data(pad_features(x, 24), noisy(rng, y, 0.5))
 
 
 @family(shape=(24,), outputs=1, target="binary", examples=PLENTY)
