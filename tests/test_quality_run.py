@@ -19,6 +19,7 @@ from keras_learned_lr.benchmark.quality.scores import score
 from keras_learned_lr.benchmark.quality.task import Data, NotOnThisMachine, Task
 from keras_learned_lr.benchmark.quality.tasks import TASKS
 from keras_learned_lr.cli import app
+from keras_learned_lr.control.saved_model import load_controller
 
 
 def build():
@@ -102,6 +103,14 @@ def test_lines_survive_a_kill_and_other_writers(tmp_path):
     path.write_text('{"kind": "something else"}\n')
     with pytest.raises(ValueError, match="something else than runs"):
         Results(path)
+
+
+def test_a_controller_is_known_by_its_files(tmp_path):
+    # By its name as by its folder, whatever version that holds.
+    shipped = protocol.checksum("default")
+    assert shipped == protocol.checksum(str(load_controller("default").path))
+    others = [exported(tmp_path / str(i), MLPController(seed=i)) for i in (0, 1)]
+    assert len({shipped, *(protocol.checksum(str(other)) for other in others)}) == 3
 
 
 @pytest.mark.usefixtures("tiny")

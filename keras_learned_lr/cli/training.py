@@ -84,6 +84,10 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in the folder.")
     ] = False,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", help="Checkpoint of a run whose weights to begin with."),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="In place of the config's two seeds.")
     ] = None,
@@ -104,7 +108,7 @@ def train(
         chosen = read_config(config)
         if seed is not None:
             chosen = chosen.with_seed(seed)
-        run = MetaTraining(chosen, folder, resume)
+        run = MetaTraining(chosen, folder, resume, start)
     except ValueError as error:
         console.print(f"[red]{escape(str(error))}[/red]")
         raise typer.Exit(2) from None

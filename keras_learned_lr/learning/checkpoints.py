@@ -20,6 +20,7 @@ SHAPES = (
     "algorithm",
     "network",
     "observation",
+    "averages",
     "privileged",
     "hidden",
     "lstm_size",
@@ -51,11 +52,15 @@ def save(learner: "ControllerLearner", folder: Path) -> None:
             tensors.unlink()
 
 
+def differences(one: LearnerConfig, other: LearnerConfig) -> list[str]:
+    """Returns the settings by which the tensors of two learners differ."""
+    return [name for name in SHAPES if getattr(one, name) != getattr(other, name)]
+
+
 def restore(learner: "ControllerLearner", folder: Path) -> None:
     """Puts the learner where `save` left it."""
     state = _read(folder)
-    saved, own = LearnerConfig.from_config(state["config"]), learner.config
-    different = [n for n in SHAPES if getattr(saved, n) != getattr(own, n)]
+    different = differences(LearnerConfig.from_config(state["config"]), learner.config)
     if state["batch_size"] != learner.batch_size:
         different.append("batch_size")
     if different:

@@ -117,22 +117,27 @@ def set_exams(
     return exams
 
 
-def run_level(batch: TaskBatch) -> np.ndarray:
-    """Trains at the initial level under the envelope.
+def run_level(batch: TaskBatch, state: TraineesState | None = None) -> np.ndarray:
+    """Trains to the end at a level that stays, under the envelope.
 
     Args:
         batch: The trainees.
+        state: Where they stand; at their start and initial levels if it is not given.
 
     Returns:
         The final losses `[batch]`.
     """
-    return scores(batch, _train_at_level(batch))
+    return scores(batch, _train_at_level(batch, state))
 
 
-def _train_at_level(batch: TaskBatch) -> TraineesState:
-    state, _ = batch.trainees.begin(batch.members)
-    level = tf.zeros([len(batch.task)])
-    return batch.trainees.advance(batch.members, state, level, batch.members.horizon)[0]
+def _train_at_level(
+    batch: TaskBatch, state: TraineesState | None = None
+) -> TraineesState:
+    if state is None:
+        state, _ = batch.trainees.begin(batch.members)
+    steps = batch.members.horizon - state.step
+    stay = tf.zeros([len(batch.task)])
+    return batch.trainees.advance(batch.members, state, stay, steps)[0]
 
 
 def run_controller(

@@ -387,6 +387,23 @@ class ControllerLearner:
         """
         checkpoints.restore(self, Path(path))
 
+    def begin_with(self, other: "ControllerLearner") -> None:
+        """Takes over the weights of another learner, and nothing else of it.
+
+        Raises:
+            ValueError: If it is a learner of another shape.
+        """
+        different = checkpoints.differences(other.config, self.config)
+        if different:
+            raise ValueError(
+                "The weights to begin with are of a learner with another "
+                f"{', '.join(different)}. Take the settings that it has."
+            )
+        for part in ("actor", "critic"):
+            mine, theirs = getattr(self.parts, part), getattr(other.parts, part)
+            for variable, value in zip(mine.variables, theirs.variables, strict=True):
+                variable.assign(value)
+
     @classmethod
     def load(cls, path: str | Path) -> "ControllerLearner":
         """Builds the learner that `save` wrote, with its own settings."""

@@ -30,6 +30,8 @@ class MetaTrainConfig(Configurable):
             to a tenth.
         imitation_steps: Gradient steps in each of those.
         imitation_batches: Batches of trainees that they learn from, the latest ones.
+        imitation_holds: Whether the imitation comes after rewards, in a run that
+            begins with the weights of another: see `imitation`.
         training: Names of the split's training templates, "mixtures_adam"; all of them
             where empty.
         validation: The same for validation.
@@ -60,6 +62,7 @@ class MetaTrainConfig(Configurable):
     imitation_learning_rate: float = 1e-3
     imitation_steps: int = 120
     imitation_batches: int = 120
+    imitation_holds: bool = False
     training: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
     templates_per_round: int = 3

@@ -64,14 +64,20 @@ class MetaTraining:
         config: The run's settings.
         folder: Where it lives; made if it is not there.
         resume: Whether to go on from what the folder holds.
+        start: A checkpoint of another run, whose weights this one begins with.
 
     Raises:
         ValueError: If the folder holds a run already and `resume` is False, or one with
-            other settings.
+            other settings, or if there is no checkpoint of such a controller at
+            `start`.
     """
 
     def __init__(
-        self, config: MetaTrainConfig, folder: str | Path, resume: bool = False
+        self,
+        config: MetaTrainConfig,
+        folder: str | Path,
+        resume: bool = False,
+        start: str | Path | None = None,
     ) -> None:
         self.config = config
         self.folder = Path(folder)
@@ -90,12 +96,21 @@ class MetaTraining:
             config.imitation_learning_rate,
             config.imitation_steps,
             config.imitation_batches,
+            config.imitation_holds,
         )
         self._greedy = self.learner.greedy()
         self._greedy_act = greedy_act(self._greedy)
         self._exams: list[Any] | None = None
         if (checkpoint := self._checkpoint()) is not None:
             self._restore(checkpoint)
+        elif start is not None:
+            self.learner.begin_with(ControllerLearner.load(start))
+        elif config.imitation_holds:
+            raise ValueError(
+                "With `imitation_holds` a run begins with what another learned. Pass a "
+                "checkpoint of that: `keras-learned-lr train ... --from "
+                "runs/NAME/checkpoint-N`."
+            )
         self._trim_log()
         self._board = tf.summary.create_file_writer(str(self.folder / "tensorboard"))
 
@@ -127,7 +142,10 @@ class MetaTraining:
         names, finals, earned, steps = [], [], [], 0
         for _ in range(config.templates_per_round):
             if imitates:
-                final = self._imitation.collect(self._environment, self._act, rng)
+                final, searched = self._imitation.collect(
+                    self._environment, self._act, rng
+                )
+                steps += searched
             else:
                 final = collect_episode(self._environment, self.learner, self._act)
             finals.append(final)
@@ -135,9 +153,7 @@ class MetaTraining:
             batch = self._environment.batch
             assert batch is not None
             names.append(batch.template.name)
-            # The search takes as many.
-            runs = (1 + imitates) * len(batch.task)
-            steps += int(batch.members.horizon) * runs
+            steps += int(batch.members.horizon) * len(batch.task)
         collected = time.perf_counter()
         if imitates:
             losses = {"imitation_cost": self._imitation.learn(rng)}

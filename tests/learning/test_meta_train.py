@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import re
@@ -110,6 +111,48 @@ def test_a_run_is_not_resumed_with_other_settings(tmp_path, config):
     MetaTraining(config, tmp_path)
     with pytest.raises(ValueError, match="another .*seed"):
         MetaTraining(config.with_seed(3), tmp_path, resume=True)
+
+
+@pytest.fixture
+def finishing(config):
+    return dataclasses.replace(config, rounds=3, imitation_holds=True)
+
+
+def test_a_run_begins_with_what_another_learned(tmp_path, config, finishing):
+    first = MetaTraining(dataclasses.replace(config, rounds=1), tmp_path / "first")
+    first.run()
+    checkpoint = tmp_path / "first" / "checkpoint-1"
+    with pytest.raises(ValueError, match="--from"):
+        MetaTraining(finishing, tmp_path / "none")
+    wider = dataclasses.replace(finishing.learner, hidden=(9,))
+    with pytest.raises(ValueError, match="another hidden"):
+        other = dataclasses.replace(finishing, learner=wider)
+        MetaTraining(other, tmp_path / "wider", start=checkpoint)
+
+    whole = MetaTraining(finishing, tmp_path / "whole", start=checkpoint)
+    for part in ("actor", "critic"):
+        begun = getattr(whole.learner.parts, part).variables
+        for variable, learned in zip(
+            begun, getattr(first.learner.parts, part).variables, strict=True
+        ):
+            np.testing.assert_array_equal(variable, learned)
+    whole.run()
+
+    # Amid the rounds, what the beginnings are held to is in the checkpoint only.
+    def interrupt(record):
+        if record["round"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        MetaTraining(finishing, tmp_path / "cut", start=checkpoint).run(interrupt)
+    cut = MetaTraining(finishing, tmp_path / "cut", resume=True, start=checkpoint)
+    assert cut.progress.round == 2
+    cut.run()
+    expected = tensors(tmp_path / "whole" / "checkpoint-3")
+    found = tensors(tmp_path / "cut" / "checkpoint-3")
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
 def test_a_run_learns_and_reports_where_its_time_goes(tmp_path, config):

@@ -5,7 +5,6 @@ import functools
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from keras_learned_lr.benchmark.quality.methods import METHODS
@@ -15,7 +14,7 @@ from keras_learned_lr.benchmark.quality.results import Results
 from keras_learned_lr.benchmark.quality.run import steps_of, train
 from keras_learned_lr.benchmark.quality.task import NotOnThisMachine, Task
 from keras_learned_lr.benchmark.quality.tasks import TASKS
-from keras_learned_lr.control.saved_model import PRETRAINED, load_controller
+from keras_learned_lr.control.saved_model import load_controller
 
 # log10 of the learning rate over the reference.
 GRID = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
@@ -267,12 +266,8 @@ class Protocol:
 
 def checksum(controller: str) -> str:
     """Returns the first 12 hex digits of the SHA-256 of a controller's files."""
-    folder = Path(controller)
-    if (PRETRAINED / controller / "saved_model.pb").is_file():
-        folder = PRETRAINED / controller
-    load_controller(controller)  # raises if it is none
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(load_controller(controller).path.rglob("*")):
         # The fingerprint holds a random number of each export.
         if path.is_file() and path.name != "fingerprint.pb":
             digest.update(path.read_bytes())
