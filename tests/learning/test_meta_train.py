@@ -232,7 +232,7 @@ def test_shipped_configs_have_no_key_that_is_not_explained(file):
         ("rounds = 0", "`rounds` must be an int of at least 1"),
         ("rounds = ", "not valid TOML"),
         ("shortest_horizon = 2000", "must not be below"),
-        ("most_wrong = 1.5", "`most_wrong` must be at least 0.004"),
+        ("most_wrong = 1.5", "`most_wrong` must be at least 0.01"),
         ("fewest_rows = 0", "`fewest_rows` must be an int of at least 1"),
         ('baseline = "best"', "`baseline` must be one of"),
     ],
