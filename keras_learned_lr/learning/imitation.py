@@ -49,7 +49,6 @@ LEVELS = np.linspace(-4.0, 4.0, 81, dtype="float32")
 
 EXAMPLES_A_STEP = 1024
 
-
 # Share of a run in which decisions are held, where they are; from half of it to one and
 # a half, what they are taught passes from the one to the other.
 HELD = 0.05
@@ -197,7 +196,11 @@ class Imitation:
         return float(tf.reduce_mean(found))
 
     def end(self) -> None:
-        """Forgets the decisions and puts the learner's schedules where they start."""
+        """Forgets the decisions and puts the learner's schedules where they start.
+
+        Where beginnings were held, the actor's weights become the mean of those before
+        the first round and after the last.
+        """
         self._kept.clear()
         if self._held is not None:
             actor = self._learner.parts.actor
