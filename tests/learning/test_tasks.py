@@ -281,7 +281,7 @@ def test_a_wrong_template_is_refused(change, message):
 def test_a_sampler_draws_as_few_rows_and_as_many_wrong_labels_as_it_is_told():
     spec, form = ObservationSpec(("log_level",)), AnchoredScaleFactor()
     all_rows = sampler.Rows.of(FAMILIES["parity"]).train
-    for fewest, most_wrong in ((64, 0.5), (all_rows, 0.004)):
+    for fewest, most_wrong in ((64, 0.5), (all_rows, families.LEAST_WRONG)):
         tasks = sampler.TaskSampler(spec, form, 32, fewest, most_wrong)
         batch = draw(tasks, "training/parity_adamw", count=8, group=1, horizon=2000)
         rows = [len(np.unique(order)) for order in batch.members.order.numpy()]
