@@ -75,7 +75,8 @@ class ControlLoop:
             beginning = self._beginning()
             self._action_state = Packed(beginning)
             self._learning_rate = _variable(beginning.level)
-            self._contested = _variable(tf.constant(False))
+            # How often something else had set the learning rate.
+            self._contested = _variable(tf.constant(0.0))
             self._memory = Packed(self._spec.initial_memory())
             self._policy_state = [_variable(s) for s in controller.initial_state(1)]
             self._horizon = tf.Variable(1, dtype=tf.int64, trainable=False)
@@ -135,7 +136,7 @@ class ControlLoop:
         beginning = self._beginning()
         self._action_state.assign(beginning)
         self._set(beginning.level)
-        self._contested.assign(False)
+        self._contested.assign(0.0)
         self._memory.assign(self._spec.initial_memory())
         _assign_all(self._policy_state, self._controller.initial_state(1))
         self.set_horizon(horizon)
@@ -147,7 +148,8 @@ class ControlLoop:
     @property
     def contested(self) -> bool:
         """Whether something else has set the learning rate in this run too."""
-        return bool(self._contested | self._optimizer.differs(self._learning_rate))
+        now = self._optimizer.differs(self._learning_rate)
+        return bool(tf.greater(self._contested, 0.0) | now)
 
     def save(self, path: Path) -> None:
         """Writes all that `resume` goes on from, as a TensorFlow checkpoint."""
@@ -361,7 +363,8 @@ class ControlLoop:
             self._memory.assign(self._memory.read()._replace(previous_action=done))
             _assign_all(self._policy_state, map(_where_finite, new_state, policy_state))
             factor = moved.level / state.level
-            return pack(look, rate, factor, action, ~follow, self._contested)
+            contested = tf.greater(self._contested, 0.0)
+            return pack(look, rate, factor, action, ~follow, contested)
 
     def _write_plan(self) -> None:
         with tf.device(self._device):
@@ -380,7 +383,7 @@ class ControlLoop:
         # What is compared is of the first replica, as is what the optimizer takes.
         if first_replica():
             contested = self._optimizer.differs(self._learning_rate)
-            self._contested.assign(self._contested | contested)
+            self._contested.assign_add(tf.cast(contested, tf.float32))
             self._learning_rate.assign(rate)
         self._optimizer.assign(rate)
 

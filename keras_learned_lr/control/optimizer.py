@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -82,15 +83,14 @@ class OptimizerLearningRate:
     def assign(self, learning_rate: tf.Tensor | float) -> None:
         """Sets the learning rate; works inside a graph."""
         for variable, share in zip(self._variables, self.shares, strict=True):
-            scaled = learning_rate if share == 1.0 else learning_rate * share
-            variable.assign(tf.cast(scaled, variable.dtype))
+            variable.assign(tf.cast(_scaled(learning_rate, share), variable.dtype))
 
     def differs(self, learning_rate: tf.Tensor | float) -> tf.Tensor:
         """Whether one is no longer what `assign` was given; works inside a graph."""
         changed = [
             tf.not_equal(
                 keras.ops.convert_to_tensor(variable),
-                tf.cast(learning_rate * share, variable.dtype),
+                tf.cast(_scaled(learning_rate, share), variable.dtype),
             )
             for variable, share in zip(self._variables, self.shares, strict=True)
         ]
@@ -134,6 +134,11 @@ def _variable(optimizer: keras.optimizers.Optimizer) -> keras.Variable:
         f"cannot be set. Received: learning_rate={rate!r}. Instantiate the optimizer "
         "with a float `learning_rate`: the controller replaces the schedule."
     )
+
+
+def _scaled(learning_rate: Any, share: float) -> Any:
+    # Most have one optimizer, and this is in every training step.
+    return learning_rate if share == 1.0 else learning_rate * share
 
 
 def _value(variable: keras.Variable) -> float:
