@@ -80,9 +80,11 @@ class LearnedLearningRate(keras.callbacks.Callback):
         designated_layer: Name of the layer whose weights are watched, where the
             controller watches one; by default the last with a weight matrix.
         probe_size: Training examples of each window that are looked at.
-        rollback: Whether to go back, after three windows in a row without a finite
-            loss, to the weights and the optimizer's variables of the last decision at
-            which all was finite. It keeps a copy of them for that.
+        rollback: Whether to go back to the weights and the optimizer's variables of
+            the decision before, where a validation loss is not finite any more or has
+            lost a quarter of all that it had fallen; without validation data, after
+            three windows in a row without a finite loss. It keeps a copy of them for
+            that.
         backup_dir: A local folder for what an interrupted run goes on from, best that
             of a `keras.callbacks.BackupAndRestore` in the same list, which keeps the
             weights. Saved at the end of every epoch, deleted at the end of the run.
@@ -107,7 +109,7 @@ class LearnedLearningRate(keras.callbacks.Callback):
         max_learning_rate: float | None = None,
         designated_layer: str | None = None,
         probe_size: int = PROBE_SIZE,
-        rollback: bool = False,
+        rollback: bool = True,
         backup_dir: str | Path | None = None,
         seed: int | None = None,
         verbose: int = 0,
@@ -159,8 +161,9 @@ class LearnedLearningRate(keras.callbacks.Callback):
 
         Keys are `step` (training steps taken before it), `learning_rate`, `factor`,
         `action`, `loss` (validation loss; training loss where there is no validation
-        data or the controller does not look at it), `held`, and `observation`, a dict
-        of arrays by feature name. After a run in which the controller learned,
+        data or the controller does not look at it), `held`, `rolled_back` (the step
+        whose weights are back since, or -1), and `observation`, a dict of arrays by
+        feature name. After a run in which the controller learned,
         `reward` holds what each decision earned, NaN for one that the run's end left
         open.
         """
@@ -171,6 +174,8 @@ class LearnedLearningRate(keras.callbacks.Callback):
             field: np.array([getattr(r, field) for r in records])
             for field in ("step", "learning_rate", "factor", "action", "loss", "held")
         }
+        back = [-1 if r.rolled_back is None else r.rolled_back for r in records]
+        table["rolled_back"] = np.array(back, int)
         table["observation"] = dict(zip(names, observations.T, strict=True))
         if self._learner is not None:
             open_ended = [math.nan] * (len(records) - len(self._rewards))
@@ -407,11 +412,16 @@ class LearnedLearningRate(keras.callbacks.Callback):
                 f"{record.learning_rate:g}, the last under which losses were finite.",
             )
         if record.rolled_back is not None:
+            why = (
+                f"The loss rose to {record.loss:.4g}."
+                if record.collapsed
+                else f"No loss was finite in the last {PATIENCE} windows."
+            )
             self._tell(
                 "rollback",
-                f"No loss was finite in the last {PATIENCE} windows. The weights and "
-                "the optimizer's variables are those of step "
-                f"{record.rolled_back} again.",
+                f"{why} The weights and the optimizer's variables are those of step "
+                f'{record.rolled_back} again. `decisions["rolled_back"]` tells where '
+                "this happened, `rollback=False` leaves it out.",
             )
         self._tell_if_contested(record.contested)
         if self._verbose:

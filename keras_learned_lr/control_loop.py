@@ -20,7 +20,8 @@ from keras_learned_lr.control.graph import Packed, Traced
 from keras_learned_lr.control.optimizer import OptimizerLearningRate
 from keras_learned_lr.control.plan import RatePlan
 from keras_learned_lr.control.record import Look, Record, pack, unpack
-from keras_learned_lr.control.rollback import Rollback
+from keras_learned_lr.control.rollback import Rollback, has_collapsed
+from keras_learned_lr.observation.memory import Memory
 from keras_learned_lr.observation.probe import Probe
 from keras_learned_lr.observation.spec import observe
 from keras_learned_lr.observation.tensors import first_replica
@@ -281,7 +282,9 @@ class ControlLoop:
         known = math.isfinite(record.loss) or not self._validates
         if record.finite and not known:
             return record
-        back = self._rollback.close_window(record.finite, record.loss, record.step)
+        back = self._rollback.close_window(
+            record.finite, record.loss, record.step, record.collapsed
+        )
         if back is not None:
             self._optimizer.assign(self._learning_rate)
             self._probe.note_weights()
@@ -322,7 +325,9 @@ class ControlLoop:
                 state.level,
                 state.default,
             )
-            observation, memory = observe(self._spec, statistics, self._memory.read())
+            memory = self._memory.read()
+            collapsed = self._has_collapsed(statistics.validation_loss, memory)
+            observation, memory = observe(self._spec, statistics, memory)
             self._memory.assign(memory)
             return Look(
                 observation,
@@ -330,7 +335,14 @@ class ControlLoop:
                 statistics.validation_loss,
                 memory.first_validation_loss,
                 statistics.finite,
+                tf.cast(collapsed, tf.float32),
             )
+
+    def _has_collapsed(self, loss: tf.Tensor, memory: Memory) -> tf.Tensor:
+        # The training loss of a short window says little.
+        if self._rollback is None or not self._validates:
+            return tf.constant(False)
+        return has_collapsed(loss, memory) & self._rollback.has_kept
 
     def _ask(self, look: Look) -> PolicyOutput:
         with tf.device(self._device):
@@ -344,16 +356,18 @@ class ControlLoop:
             state = self._action_state.read()
             policy_state = [v.read_value() for v in self._policy_state]
             action = tf.reshape(action, [])
-            finite = look.finite > 0.5
-
-            # Where a number is not finite the action is overruled.
-            follow = finite & tf.math.is_finite(action)
-            settled = self._form.settle(state, finite)
+            collapsed = look.collapsed > 0.5
+            # Where a number is not finite the action is overruled, unless the weights
+            # of before are back.
+            follow = (look.finite > 0.5) | collapsed
+            settled = self._form.settle(state, follow, collapsed)
+            follow &= tf.math.is_finite(action)
             moved, rate = self._form.step(
                 settled,
                 tf.where(follow, action, float("nan")),
                 self._probe.step,
                 self._horizon.read_value(),
+                collapsed,
             )
             done = tf.where(follow, tf.clip_by_value(action, -1.0, 1.0), 0.0)
             self._action_state.assign(moved)

@@ -107,7 +107,7 @@ def test_compiles_with_xla_and_gives_the_same_numbers():
     lambda_callback = keras.callbacks.LambdaCallback(on_train_batch_end=watch)
     fit(trainee, [callback, lambda_callback])
     np.testing.assert_allclose(results[0], results[1], rtol=1e-4, atol=1e-5)
-    assert len(results[0]) == 9 + len(EVERYTHING)
+    assert len(results[0]) == 10 + len(EVERYTHING)
 
 
 def all_variables(loop):

@@ -1,4 +1,6 @@
-"""`rollback=True`: back to the last weights under which the loss was finite."""
+"""`rollback`: back to the weights of before, where a window has ruined them."""
+
+import warnings
 
 import keras
 import numpy as np
@@ -15,13 +17,14 @@ from helpers import (
     rate,
 )
 
-from keras_learned_lr.control.rollback import PATIENCE
+from keras_learned_lr.control.rollback import PATIENCE, has_collapsed
+from keras_learned_lr.observation.memory import initial_memory
 
 X, Y = data()
 
 
 class Poison(keras.callbacks.Callback):
-    """Breaks the weights, once, after so many steps."""
+    """Breaks the weights, once, after so many steps: multiplies some."""
 
     def __init__(self, step, value=np.nan):
         super().__init__()
@@ -34,7 +37,7 @@ class Poison(keras.callbacks.Callback):
             self.before = state_of(self.model)
             # The first feeds a relu, which turns NaN into 0.
             kernel = self.model.layers[-1].kernel
-            kernel.assign(tf.fill(kernel.shape, self.value))
+            kernel.assign(self.value * kernel)
 
 
 def state_of(trainee):
@@ -61,15 +64,17 @@ def test_weights_statistics_and_optimizer_are_back(value):
     with pytest.warns(UserWarning, match="weights and the optimizer's") as caught:
         trainee, callback, _, history = poisoned(8, value)
     told = [str(w.message) for w in caught if "optimizer's" in str(w.message)]
-    # The last decision before was at step 6; those at 9, 12 and 15 found no loss.
+    # The last decision before was at step 6.
     assert len(told) == 1 and "those of step 6 again" in told[0]
     assert is_finite(trainee)
     decisions = callback.decisions
     assert decisions["step"].tolist() == [0, 3, 6, 9, 12, 15, 18, 21]
-    assert decisions["held"].tolist() == [False] * 3 + [True] * 3 + [False] * 2
-    # The level that was under way is not back, but the last that was finite.
+    assert not decisions["held"].any()
+    assert decisions["rolled_back"].tolist() == [-1] * 3 + [6] + [-1] * 4
+    # The level that was under way is halved, whatever the action, which raises it.
     rates = decisions["learning_rate"]
-    np.testing.assert_allclose(rates[3:6], rates[1], rtol=1e-6)
+    assert rates[3] == pytest.approx(0.5 * rates[2])
+    assert rates[4] > rates[3]
     assert np.isfinite(history["loss"][-1])
 
 
@@ -85,13 +90,60 @@ def test_to_exactly_what_was_there():
     with pytest.warns(UserWarning, match="those of step 6 again"):
         fit(trainee, [Poison(8), callback, AtDecision()], epochs=3)
     # states[i] is that after step i + 1 and whatever was decided there.
-    for now, then in zip(states[14], states[5], strict=True):
+    for now, then in zip(states[8], states[5], strict=True):
         np.testing.assert_array_equal(now, then)
-    assert any(map(np.any, (np.isnan(value) for value in states[13])))
+    assert any(map(np.any, (np.isnan(value) for value in states[7])))
     # The learning rate alone is not that of then, but the one decided now.
     decided = callback.decisions["learning_rate"]
-    assert rates[14] == pytest.approx(decided[5])
-    assert rates[14] != pytest.approx(rates[5])
+    assert rates[8] == pytest.approx(decided[3])
+    assert rates[8] != pytest.approx(rates[5])
+
+
+@pytest.mark.parametrize(
+    ("first", "best", "now", "collapsed"),
+    [
+        (2.0, 1.0, 1.24, False),
+        (2.0, 1.0, 1.26, True),
+        # Little has fallen yet: a tenth of the first loss.
+        (2.0, 1.99, 2.18, False),
+        (2.0, 1.99, 2.2, True),
+        # The same, three lower.
+        (-1.0, -2.0, -1.76, False),
+        (-1.0, -2.0, -1.74, True),
+        (2.0, 1.0, np.nan, True),
+        (2.0, 1.0, np.inf, True),
+    ],
+)
+def test_what_counts_as_collapse(first, best, now, collapsed):
+    memory = initial_memory()._replace(
+        first_validation_loss=tf.constant(first),
+        best_validation_loss=tf.constant(best),
+    )
+    # Before there was a loss, nothing can be undone.
+    assert not has_collapsed(tf.constant(now), memory)
+    memory = memory._replace(validation_seen=tf.constant(1.0))
+    assert has_collapsed(tf.constant(now), memory).numpy() == collapsed
+
+
+@pytest.mark.parametrize("loud", [False, True])
+def test_a_loss_that_rises_takes_the_weights_back(loud):
+    """As where a learning rate is too high: every loss is finite."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainee, callback, *_ = poisoned(8, value=-30.0 if loud else 0.0, epochs=6)
+    told = [str(w.message) for w in caught if "The loss rose to" in str(w.message)]
+    back = callback.decisions["rolled_back"]
+    losses = callback.decisions["loss"]
+    assert np.isfinite(losses).all() and not callback.decisions["held"].any()
+    if loud:
+        assert losses[3] > 2 * losses[0]
+        assert len(told) == 1 and back.tolist() == [-1, -1, -1, 6] + [-1] * 8
+        # On as if nothing had been.
+        assert losses[4] < 1.1 * losses[2]
+    else:
+        # With weights of 0 the loss is what it is at chance: not a tenth above.
+        assert not told and (back == -1).all()
+    assert losses[-1] < losses[0]
 
 
 def test_before_the_first_window_there_are_the_initial_weights():
@@ -137,18 +189,21 @@ def test_fewer_windows_do_not():
     class Mended(Poison):
         def on_train_batch_end(self, batch, logs=None):
             super().on_train_batch_end(batch, logs)
-            if self.taken == self.step + 3 * (PATIENCE - 2):
+            if self.taken == self.step + 3 * (PATIENCE - 1):
                 for variable, value in zip(
                     self.model.weights, self.before, strict=False
                 ):
                     variable.assign(value)
 
-    callback = rate(GraphController(0.0, form=every(3)), rollback=True)
+    # Without validation data, one loss that is not finite may be of a bad batch.
+    callback = rate(
+        GraphController(0.0, form=every(3)), validation_data=None, rollback=True
+    )
     with pytest.warns(UserWarning, match="not finite"):
         fit(model(keras.optimizers.SGD(0.1)), [Mended(3), callback], epochs=4)
     # Two windows without a finite loss, and the third was finite again.
     held = callback.decisions["held"].tolist()
-    assert held == [False, True, True] + [False] * 5
+    assert held == [False, False, True, True] + [False] * 4
     assert all(r.rolled_back is None for r in callback._records)
 
 

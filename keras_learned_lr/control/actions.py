@@ -20,6 +20,8 @@ ENVELOPE_FLOOR = 1e-3
 SMALLEST, LARGEST = 1e-30, 1e30
 # Share of a run in which the trapezoid comes down.
 COOLDOWN = 0.2
+# A level under which a run collapsed is left for this share of it, or a lower one.
+RETREAT = 0.5
 
 
 class ActionState(NamedTuple):
@@ -164,21 +166,33 @@ class ActionForm(Configurable):
         level = tf.clip_by_value(default, low, high)
         return ActionState(level, default, low, high, floor, good=level)
 
-    def settle(self, state: ActionState, finite: tf.Tensor) -> ActionState:
+    def settle(
+        self,
+        state: ActionState,
+        finite: tf.Tensor,
+        collapsed: tf.Tensor | bool = False,
+    ) -> ActionState:
         """Closes the window that ran at the state's level.
 
         Args:
             state: Where the learning rate stands.
-            finite: bool, whether every loss of the window was finite.
+            finite: bool, whether the window did no harm that lasts: every loss was
+                finite, or the weights go back to where it began.
+            collapsed: bool, the latter; then the level is not known to be good.
 
         Returns:
-            The state, its level taken back to the last good one if it was not.
+            The state, its level taken back to the last good one if it did.
         """
-        good = tf.where(finite, state.level, state.good)
-        return state._replace(level=good, good=good)
+        level = tf.where(finite, state.level, state.good)
+        return state._replace(level=level, good=tf.where(collapsed, state.good, level))
 
     def step(
-        self, state: ActionState, action: tf.Tensor, step: tf.Tensor, horizon: tf.Tensor
+        self,
+        state: ActionState,
+        action: tf.Tensor,
+        step: tf.Tensor,
+        horizon: tf.Tensor,
+        collapsed: tf.Tensor | bool = False,
     ) -> tuple[ActionState, tf.Tensor]:
         """Applies one action.
 
@@ -188,15 +202,20 @@ class ActionForm(Configurable):
                 clipped; what is not finite leaves the level where it is.
             step: Training steps taken so far, t.
             horizon: Training steps of the whole run, T.
+            collapsed: bool, whether the weights go back to where the window that ran
+                at the state's level began: then the new level is at most `RETREAT`
+                times that one, whatever the action.
 
         Returns:
             The new state, and the learning rate for the next training step.
         """
         clipped = tf.clip_by_value(action, -1.0, 1.0)
         moved = self._move(state, clipped, progress_of(step, horizon))
-        moved = tf.clip_by_value(moved, state.low, state.high)
         known = tf.math.is_finite(action) & ~tf.math.is_nan(moved)
         level = tf.where(known, moved, state.level)
+        below = tf.minimum(level, RETREAT * state.level)
+        level = tf.where(collapsed, below, level)
+        level = tf.clip_by_value(level, state.low, state.high)
         state = state._replace(level=level)
         return state, self.learning_rate(state, step, horizon)
 

@@ -15,6 +15,7 @@ class Look(NamedTuple):
         loss: Validation loss now (training loss where there is no validation data).
         first_loss: The first such loss of the run.
         finite: 1 if every loss of the window was finite, else 0.
+        collapsed: 1 if the weights go back to where the window began, else 0.
     """
 
     observation: tf.Tensor
@@ -22,6 +23,7 @@ class Look(NamedTuple):
     loss: tf.Tensor
     first_loss: tf.Tensor
     finite: tf.Tensor
+    collapsed: tf.Tensor
 
 
 class Record(NamedTuple):
@@ -37,6 +39,7 @@ class Record(NamedTuple):
         finite: Whether every loss of the window was finite.
         held: Whether the action was overruled because a number was not finite.
         contested: Whether something else has set the learning rate in this run too.
+        collapsed: Whether the weights go back to where the window began.
         observation: float32 `[features]`.
         info: What the controller's policy said beside the action.
         failure: Why the controller gave no answer, or None.
@@ -52,6 +55,7 @@ class Record(NamedTuple):
     finite: bool
     held: bool
     contested: bool
+    collapsed: bool
     observation: np.ndarray
     info: Any
     failure: str | None = None
@@ -80,6 +84,7 @@ def pack(
         *(look.step, learning_rate, factor, action),
         *(look.loss, look.first_loss, look.finite),
         *(tf.cast(held, tf.float32), tf.cast(contested, tf.float32)),
+        look.collapsed,
     ]
     return tf.concat([tf.stack(numbers), look.observation], axis=0)
 
@@ -103,6 +108,7 @@ def unpack(packed: tf.Tensor, info: Any) -> Record:
         finite=bool(values[6]),
         held=bool(values[7]),
         contested=bool(values[8]),
-        observation=values[9:],
+        collapsed=bool(values[9]),
+        observation=values[10:],
         info=info,
     )

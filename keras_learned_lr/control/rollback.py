@@ -1,4 +1,4 @@
-"""Back to weights under which the loss was finite."""
+"""Back to the weights of before, where a window has ruined them."""
 
 import math
 
@@ -6,9 +6,29 @@ import keras
 import tensorflow as tf
 
 from keras_learned_lr.observation.layers import is_built
+from keras_learned_lr.observation.memory import Memory
 
 # Windows in a row without a finite loss: one may be a batch that was bad.
 PATIENCE = 3
+# A run has collapsed when this share of all that its loss had fallen is lost again, and
+# this share of its first loss.
+UNDONE, AT_LEAST = 0.25, 0.1
+
+
+def has_collapsed(loss: tf.Tensor, memory: Memory) -> tf.Tensor:
+    """Returns whether a window has undone most of what the run had learned.
+
+    A loss that is not finite where one was before has, too. Losses are only compared by
+    their differences, so that one below 0 is like any other.
+
+    Args:
+        loss: The validation loss at the end of the window, a scalar or `[batch]`.
+        memory: What was remembered when the window began.
+    """
+    first, best = memory.first_validation_loss, memory.best_validation_loss
+    allowed = tf.maximum(UNDONE * (first - best), AT_LEAST * tf.abs(first))
+    undone = ~tf.math.is_finite(loss) | (loss - best > allowed)
+    return (memory.validation_seen > 0.5) & undone
 
 
 class Rollback:
@@ -45,19 +65,31 @@ class Rollback:
         self._kept_step.assign(-1)
         self._windows.assign(0)
 
-    def close_window(self, finite: bool, loss: float, step: int) -> int | None:
+    @property
+    def has_kept(self) -> tf.Tensor:
+        """Whether there are weights to go back to; works inside a graph."""
+        return self._kept_step >= 0
+
+    def close_window(
+        self, finite: bool, loss: float, step: int, collapsed: bool
+    ) -> int | None:
         """Keeps the weights, or puts back those that were kept.
 
         Args:
             finite: Whether every loss of the window that has ended was finite.
             loss: The loss now, NaN where none is known yet.
             step: Training steps taken.
+            collapsed: Whether the run has collapsed; see `has_collapsed`.
 
         Returns:
-            After the third window in a row that was not finite, the step whose weights
-            are back; else None. A loss that is finite now needs no other weights, and
-            where no finite ones were kept there are none to go back to.
+            The step whose weights are back, where the run has collapsed or this is the
+            third window in a row that was not finite; else None. A loss that is finite
+            now needs no other weights, and where no finite ones were kept there are
+            none to go back to.
         """
+        if collapsed:
+            self._windows.assign(0)
+            return self._put_back()
         if finite:
             self._windows.assign(0)
             if not self.make_copies():
@@ -68,6 +100,9 @@ class Rollback:
         if self._windows.numpy() < PATIENCE or math.isfinite(loss):
             return None
         self._windows.assign(0)
+        return self._put_back()
+
+    def _put_back(self) -> int | None:
         kept_step = int(self._kept_step)
         if kept_step < 0:
             return None

@@ -150,7 +150,7 @@ class Imitation:
                 found, since = state, len(rows)
             progress = np.array([int(state.step), horizon], np.float32)
             row = (
-                state.alive.numpy(),
+                (state.alive | state.collapsed).numpy(),
                 now.observation,
                 state.action.level.numpy() / reference,
                 state.action.default.numpy() / reference,
@@ -278,7 +278,9 @@ def search(
     if state is not None:
         # Any level may be tried from there, whatever the last window was like.
         action = batch.trainees.form.initial_state(rate)
+        state = batch.trainees.roll_back(state)
         state = state._replace(action=action, finite=tf.ones_like(state.finite))
+        state = state._replace(collapsed=tf.zeros_like(state.collapsed))
     losses = run_level(batch, state).reshape(tasks, group)
     return np.stack([_costs(*row) for row in zip(levels, losses, strict=True)])
 

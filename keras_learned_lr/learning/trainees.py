@@ -7,13 +7,14 @@ callback sees and does: the same `observe`, the same `ActionForm`.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 from keras.src.losses.losses import LossFunctionWrapper
 
 from keras_learned_lr.control.actions import ActionForm, ActionState
+from keras_learned_lr.control.rollback import has_collapsed
 from keras_learned_lr.learning import optimizers, window
 from keras_learned_lr.learning.batched_model import BatchedModel, Layout
 from keras_learned_lr.learning.gradients import WAYS, LossAndGradients, batch_loss
@@ -105,8 +106,13 @@ class TraineesState(NamedTuple):
         parameters: Weights, `[batch, parameters]`.
         non_trainable: Values of the model's non-trainable variables.
         optimizer: What the optimizers remember.
-        alive: bool `[batch]`, False once a loss was not finite: frozen from there.
+        alive: bool `[batch]`, False once a loss was not finite: frozen from there until
+            the weights go back.
         finite: bool `[batch]`, whether every loss of the last window was.
+        collapsed: bool `[batch]`, whether the weights go back before the next window;
+            see `has_collapsed`.
+        kept: Parameters, non-trainable variables and what the optimizers remember, as
+            the last window began with.
         action: Where the learning rates stand.
         learning_rate: float32 `[batch]`, of the last training step.
         memory: What earlier windows left.
@@ -120,6 +126,8 @@ class TraineesState(NamedTuple):
     optimizer: optimizers.OptimizerState
     alive: tf.Tensor
     finite: tf.Tensor
+    collapsed: tf.Tensor
+    kept: Any
     action: ActionState
     learning_rate: tf.Tensor
     memory: Memory
@@ -211,6 +219,26 @@ class Trainees:
             total += rest * chunk_loss(chosen[:, full * CHUNK :])
         return total / size
 
+    def roll_back(self, state: TraineesState) -> TraineesState:
+        """Returns the state with the weights back where a run has collapsed.
+
+        They are kept in it, should the coming window be the next to collapse.
+        """
+        now = (state.parameters, state.non_trainable, state.optimizer)
+        kept = tf.nest.map_structure(
+            lambda old, new: _where(state.collapsed, old, new), state.kept, now
+        )
+        parameters, non_trainable, optimizer = kept
+        update = state.previous_update
+        return state._replace(
+            parameters=parameters,
+            non_trainable=non_trainable,
+            optimizer=optimizer,
+            alive=state.alive | state.collapsed,
+            kept=kept,
+            previous_update=_where(state.collapsed, tf.zeros_like(update), update),
+        )
+
     # Before step 1.
 
     def _begin(self, members: Members) -> tuple[TraineesState, Look]:
@@ -223,15 +251,19 @@ class Trainees:
         level = tf.clip_by_value(members.learning_rate, action.low, action.high)
         remembered = self.layout.size if "update_cosine" in self.spec.needs else 0
         alive = tf.fill([batch], True)
+        non_trainable = tuple(members.non_trainable)
+        optimizer = optimizers.initial_state(
+            self.template.optimizer, parameters, members.settings
+        )
         state = TraineesState(
             step=tf.zeros((), tf.int64),
             parameters=parameters,
-            non_trainable=tuple(members.non_trainable),
-            optimizer=optimizers.initial_state(
-                self.template.optimizer, parameters, members.settings
-            ),
+            non_trainable=non_trainable,
+            optimizer=optimizer,
             alive=alive,
             finite=alive,
+            collapsed=~alive,
+            kept=(parameters, non_trainable, optimizer),
             action=action._replace(level=level, good=level),
             learning_rate=level,
             memory=self.spec.initial_memory((batch,)),
@@ -260,7 +292,7 @@ class Trainees:
         Returns:
             The new state and what the next decision sees.
         """
-        state = self._act(members, state, action)
+        state = self._act(members, self.roll_back(state), action)
         x = self._noted(members, state.step + steps - 1)
         outputs = None
         if "outputs" in self.spec.needs:
@@ -276,14 +308,17 @@ class Trainees:
         self, members: Members, state: TraineesState, action: tf.Tensor
     ) -> TraineesState:
         action = tf.cast(action, tf.float32)
-        # Where a number is not finite the action is overruled.
-        follow = state.finite & tf.math.is_finite(action)
-        settled = self.form.settle(state.action, state.finite)
+        # Where a number is not finite the action is overruled, unless the weights of
+        # before are back.
+        follow = state.finite | state.collapsed
+        settled = self.form.settle(state.action, follow, state.collapsed)
+        follow &= tf.math.is_finite(action)
         moved, rate = self.form.step(
             settled,
             tf.where(follow, action, float("nan")),
             state.step,
             members.horizon,
+            state.collapsed,
         )
         done = tf.where(follow, tf.clip_by_value(action, -1.0, 1.0), 0.0)
         return state._replace(
@@ -311,11 +346,13 @@ class Trainees:
         if shards == 1 and self._gradients.way != "compiled":
             return self._take_steps(members, state, steps)
         data = (members.inputs, members.targets)
-        # The last window's update is not needed here, and as large as the weights.
-        own = state._replace(previous_update=tf.zeros(()))
+        # The last window's update is not needed here, and as large as the weights; nor
+        # is what is kept.
+        kept = state.kept
+        own = state._replace(previous_update=tf.zeros(()), kept=())
         rest = (members._replace(inputs=(), targets=()), own, steps)
         trained, losses = self._in_shards(data, rest, shards)
-        state = trained._replace(previous_update=state.previous_update)
+        state = trained._replace(previous_update=state.previous_update, kept=kept)
         return state, tf.transpose(losses)
 
     def _number_of_shards(self, members: Members, state: TraineesState) -> int:
@@ -464,8 +501,11 @@ class Trainees:
             finite=tf.cast(finite, tf.float32),
             **measured,
         )
+        collapsed = tf.zeros_like(finite)
+        if members.validation is not None and "validation" in needs:
+            collapsed = has_collapsed(validation, now.memory)
         observation, memory = observe(self.spec, statistics, now.memory)
-        now = now._replace(memory=memory, finite=finite)
+        now = now._replace(memory=memory, finite=finite, collapsed=collapsed)
         return now, Look(observation, statistics, losses)
 
     def _measure_layer(

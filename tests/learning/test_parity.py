@@ -195,12 +195,22 @@ def float64():
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"),
-    [("mlp", "rmsprop"), ("cnn", "adam"), ("gru", "nesterov"), ("lstm", "adam")],
+    ("name", "kind", "rate"),
+    [
+        ("mlp", "rmsprop", 0.003),
+        ("cnn", "adam", 0.003),
+        ("gru", "nesterov", 0.003),
+        ("lstm", "adam", 0.003),
+        # These collapse and go back.
+        ("mlp", "nesterov", 1.0),
+        ("gru", "nesterov", 3.0),
+    ],
 )
-def test_a_whole_run_in_float64(name, kind, float64):
-    run = _fit_and_build(name, kind, FORMS["anchored"])
+@pytest.mark.filterwarnings("ignore:LearnedLearningRate. The loss rose")
+def test_a_whole_run_in_float64(name, kind, rate, float64):
+    run = _fit_and_build(name, kind, FORMS["anchored"], rate)
     decisions, recorder, controller, members, engine = run
+    assert (decisions["rolled_back"] >= 0).any() == (rate > 0.1)
     names = controller.observation_spec.names
     state, look = engine.begin(members)
     losses = []

@@ -293,18 +293,17 @@ def test_a_masked_trainee_is_a_narrower_model():
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5, err_msg=field)
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn", "dropout"])
-def test_a_diverged_trainee_is_frozen_and_its_neighbours_untouched(name):
-    form = ScaleFactor()
+def _beside_a_wild_one(name, rate=1e-3, poison=0.0):
+    """Trains three, the middle one sane and then wild, and compares the others."""
     runs = []
     for wild in (False, True):
-        rates = [1e-2, 1e18 if wild and name == "mlp" else 1e-3, 3e-2]
+        rates = [1e-2, rate if wild else 1e-3, 3e-2]
         _, _, members, engine = _engine(
-            name, "sgd", form=form, rates=rates, horizon=100
+            name, "sgd", form=ScaleFactor(), rates=rates, horizon=100
         )
-        if wild and name != "mlp":  # a dead relu would hide so high a rate
-            poison = tf.constant([[0.0], [np.nan], [0.0]])
-            members = members._replace(parameters=members.parameters + poison)
+        if wild:
+            broken = tf.constant([[0.0], [poison], [0.0]])
+            members = members._replace(parameters=members.parameters + broken)
         states = [engine.begin(members)]
         for steps in (1, 6, 5, 30):
             state, _ = states[-1]
@@ -317,15 +316,19 @@ def test_a_diverged_trainee_is_frozen_and_its_neighbours_untouched(name):
             np.testing.assert_array_equal(
                 sane[1].losses[:, member], wild[1].losses[:, member]
             )
-    sane, (after, look) = runs[0][-1][0], runs[1][-1]
-    assert sane.alive.numpy().all() and sane.finite.numpy().all()
-    np.testing.assert_array_equal(after.alive, [True, False, True])
-    if name == "mlp":
-        assert np.isfinite(after.parameters).all()
+    state, look = runs[1][-1]
+    np.testing.assert_array_equal(state.alive, [True, False, True])
     np.testing.assert_array_equal(look.statistics.finite, [1.0, 0.0, 1.0])
     assert np.isfinite(look.observation).all()
     assert np.isnan(look.statistics.validation_loss[1])
-    before, _ = runs[1][-2]
+    return engine, [state for state, _ in runs[1]]
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "dropout"])
+def test_a_trainee_that_never_had_a_loss_is_frozen_and_its_neighbours_untouched(name):
+    _, states = _beside_a_wild_one(name, poison=np.nan)
+    after, before = states[-1], states[-2]
+    assert not after.collapsed.numpy().any()
     _same(
         (after.parameters, after.optimizer, after.non_trainable),
         (before.parameters, before.optimizer, before.non_trainable),
@@ -333,6 +336,27 @@ def test_a_diverged_trainee_is_frozen_and_its_neighbours_untouched(name):
     )
     # Its level went back to the last one under which its losses were finite.
     assert after.action.level[1] == after.action.good[1]
+
+
+def test_a_trainee_that_diverges_goes_back_and_its_neighbours_are_untouched():
+    engine, states = _beside_a_wild_one("mlp", rate=1e18)
+    start = states[0]
+    # It dies in every window, from the same weights, at half of the level each time.
+    for count, state in enumerate(states[1:]):
+        np.testing.assert_array_equal(state.collapsed, [False, True, False])
+        assert state.action.level[1] == np.float32(1e18) * np.float32(0.5**count)
+        assert np.isfinite(state.parameters).all()
+        assert np.any(state.parameters[1] != start.parameters[1])
+        back = engine.roll_back(state)
+        assert back.alive.numpy().all()
+        _same(
+            (back.parameters, back.optimizer, back.non_trainable),
+            (start.parameters, start.optimizer, start.non_trainable),
+            1,
+        )
+        for member in (0, 2):
+            _same(back[1:4], state[1:4], member)
+            assert np.any(back.kept[0][member] != state.kept[0][member])
 
 
 def test_nothing_retraces_once_running():
