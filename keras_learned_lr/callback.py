@@ -20,7 +20,6 @@ from keras_learned_lr.control.controller import (
 )
 from keras_learned_lr.control.optimizer import OptimizerLearningRate
 from keras_learned_lr.control.record import Record
-from keras_learned_lr.control.rollback import PATIENCE
 from keras_learned_lr.control.schedules import EverySteps
 from keras_learned_lr.control_loop import ControlLoop
 from keras_learned_lr.controllers import as_controller
@@ -412,16 +411,13 @@ class LearnedLearningRate(keras.callbacks.Callback):
                 f"{record.learning_rate:g}, the last under which losses were finite.",
             )
         if record.rolled_back is not None:
-            why = (
-                f"The loss rose to {record.loss:.4g}."
-                if record.collapsed
-                else f"No loss was finite in the last {PATIENCE} windows."
-            )
+            known = math.isfinite(record.loss)
+            what = f"rose to {record.loss:.4g}" if known else "is not finite any more"
             self._tell(
                 "rollback",
-                f"{why} The weights and the optimizer's variables are those of step "
-                f'{record.rolled_back} again. `decisions["rolled_back"]` tells where '
-                "this happened, `rollback=False` leaves it out.",
+                f"The loss {what}. The weights and the optimizer's variables are those "
+                f'of step {record.rolled_back} again. `decisions["rolled_back"]` '
+                "tells where this happened, `rollback=False` leaves it out.",
             )
         self._tell_if_contested(record.contested)
         if self._verbose:

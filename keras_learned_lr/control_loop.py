@@ -282,9 +282,11 @@ class ControlLoop:
         known = math.isfinite(record.loss) or not self._validates
         if record.finite and not known:
             return record
-        back = self._rollback.close_window(
-            record.finite, record.loss, record.step, record.collapsed
-        )
+        back = record.rolled_back
+        if back is not None:
+            self._rollback.put_back()
+        else:
+            back = self._rollback.close_window(record.finite, record.loss, record.step)
         if back is not None:
             self._optimizer.assign(self._learning_rate)
             self._probe.note_weights()
@@ -326,7 +328,7 @@ class ControlLoop:
                 state.default,
             )
             memory = self._memory.read()
-            collapsed = self._has_collapsed(statistics.validation_loss, memory)
+            back_to = self._back_to(statistics.validation_loss, memory)
             observation, memory = observe(self._spec, statistics, memory)
             self._memory.assign(memory)
             return Look(
@@ -335,14 +337,16 @@ class ControlLoop:
                 statistics.validation_loss,
                 memory.first_validation_loss,
                 statistics.finite,
-                tf.cast(collapsed, tf.float32),
+                back_to,
             )
 
-    def _has_collapsed(self, loss: tf.Tensor, memory: Memory) -> tf.Tensor:
+    def _back_to(self, loss: tf.Tensor, memory: Memory) -> tf.Tensor:
         # The training loss of a short window says little.
         if self._rollback is None or not self._validates:
-            return tf.constant(False)
-        return has_collapsed(loss, memory) & self._rollback.has_kept
+            return tf.constant(-1.0)
+        # Of before this decision: where nothing is kept yet, -1 as well.
+        kept = tf.cast(self._rollback.kept_step, tf.float32)
+        return tf.where(has_collapsed(loss, memory), kept, -1.0)
 
     def _ask(self, look: Look) -> PolicyOutput:
         with tf.device(self._device):
@@ -356,7 +360,7 @@ class ControlLoop:
             state = self._action_state.read()
             policy_state = [v.read_value() for v in self._policy_state]
             action = tf.reshape(action, [])
-            collapsed = look.collapsed > 0.5
+            collapsed = look.back_to >= 0.0
             # Where a number is not finite the action is overruled, unless the weights
             # of before are back.
             follow = (look.finite > 0.5) | collapsed

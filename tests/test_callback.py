@@ -165,7 +165,7 @@ class TestDecisions:
         decisions = callback.decisions
         assert set(decisions) == {
             *("step", "learning_rate", "factor", "action", "loss", "held"),
-            "observation",
+            *("rolled_back", "observation"),
         }
         assert decisions["step"].tolist() == [0, 4, 8]
         np.testing.assert_allclose(decisions["action"], actions, rtol=1e-6)
@@ -176,6 +176,7 @@ class TestDecisions:
             decisions["learning_rate"], 0.1 * np.cumprod(decisions["factor"]), rtol=1e-5
         )
         assert not decisions["held"].any()
+        assert decisions["rolled_back"].tolist() == [-1, -1, -1]
         assert decisions["loss"][0] == pytest.approx(start, rel=1e-4)
         observed = decisions["observation"]
         assert list(observed) == names
@@ -447,7 +448,7 @@ class TestWhenThingsBreak:
         y = np.eye(3, dtype="float32")[y]
         y[50] = bad  # In the 4th batch.
         controller = ScriptedController([0.5], form=every(2))
-        callback, trainee = rate(controller, validation_data=None), None
+        callback = rate(controller, validation_data=None, rollback=False)
         trainee = model(loss="mean_squared_error")
         with pytest.warns(UserWarning, match="not finite") as caught:
             fit(trainee, [callback], x, y, epochs=3)

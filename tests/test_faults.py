@@ -37,7 +37,7 @@ from keras_learned_lr.observation.spec import observe
 from keras_learned_lr.observation.statistics import Statistics
 
 WINDOW, DECISIONS = 3, 6
-LOW, HIGH = 1e-3, 1.0
+RATE, LOW, HIGH = 0.01, 1e-3, 1.0
 BAD = [math.nan, math.inf, -math.inf]
 
 
@@ -47,7 +47,8 @@ class Poisoned:
     What is poisoned reads a variable that is 0, so that every run uses the same graphs.
     """
 
-    def __init__(self):
+    def __init__(self, rollback):
+        self.rollback = rollback
         self.poisons = {
             place: tf.Variable(0.0)
             for place in ("loss", "validation", "observation", "action")
@@ -58,8 +59,9 @@ class Poisoned:
             designated_layer="first",
             min_learning_rate=LOW,
             max_learning_rate=HIGH,
+            rollback=rollback,
         )
-        self.model = model(keras.optimizers.Adam(0.1), loss=self._loss)
+        self.model = model(keras.optimizers.Adam(RATE), loss=self._loss)
         self._start = self.model.get_weights()
         fit(self.model, [self.callback], epochs=1)  # builds the loop
         self._poison_probe(self.callback._loop.probe)
@@ -96,7 +98,7 @@ class Poisoned:
             self.model.optimizer.variables, self._empty, strict=True
         ):
             variable.assign(empty)
-        self.model.optimizer.learning_rate = 0.1
+        self.model.optimizer.learning_rate = RATE
         switch = Switch(self.poisons.get(place), at * WINDOW, value)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -130,15 +132,20 @@ class Switch(keras.callbacks.Callback):
             kernel.assign(tf.fill(kernel.shape, self.value))
 
 
-@pytest.fixture(scope="module", name="poisoned")
-def _poisoned():
-    return Poisoned()
+@pytest.fixture(
+    scope="module", name="poisoned", params=[False, True], ids=["", "rollback"]
+)
+def _poisoned(request):
+    return Poisoned(request.param)
 
 
-def held_at(place, at):
+def held_at(place, at, rollback):
     """Which decisions are overruled when `place` is poisoned at the decision `at`."""
     if place == "action":
         return {at}
+    if rollback and at and place != "observation":
+        # The weights of before are back, and the action is followed.
+        return set()
     if place == "validation":
         # Before step 1 nothing has gone wrong that the learning rate could be blamed
         # for.
@@ -162,17 +169,26 @@ def test_a_number_that_is_not_finite(poisoned, place, value, at):
     assert np.all((LOW * 0.999 <= rates) & (rates <= HIGH * 1.001))
     for name, values in decisions["observation"].items():
         assert np.all(np.isfinite(values)), name
-    held = held_at(place, at)
+    held = held_at(place, at, poisoned.rollback)
     assert set(np.flatnonzero(decisions["held"])) == held
     # Said once, however long it lasts.
-    assert len([t for t in told if "not finite" in t]) == bool(held)
-    followed = [i for i in range(DECISIONS) if i not in held]
+    assert len([t for t in told if "was not finite" in t]) == bool(held)
+    back = set(np.flatnonzero(decisions["rolled_back"] >= 0))
+    ruined = place in ("loss", "weights", "validation") and at > 0
+    assert bool(back) == (ruined and poisoned.rollback)
+    assert len([t for t in told if "not finite any more" in t]) == bool(back)
+    if back:
+        assert min(back) == at and np.isfinite(decisions["loss"][max(back) + 1 :]).all()
+        # There is no decision after the last window.
+        if at < DECISIONS - 1:
+            assert all(map(np.all, map(np.isfinite, poisoned.model.get_weights())))
+    followed = [i for i in range(DECISIONS) if i not in held | back]
     np.testing.assert_array_less(1.0, decisions["factor"][followed][:2])
     if place in ("loss", "weights") and held:
         # The last under which losses were finite, not the one that was under way.
-        good = 0.1 if min(held) == 1 else rates[min(held) - 2]
+        good = RATE if min(held) == 1 else rates[min(held) - 2]
         np.testing.assert_allclose(rates[sorted(held)], good, rtol=1e-5)
-    assert learning_rate(poisoned.model) == pytest.approx(0.1)
+    assert learning_rate(poisoned.model) == pytest.approx(RATE)
 
 
 @pytest.mark.parametrize("action", [1.0, -1.0, 1e30, -1e30])
@@ -182,6 +198,8 @@ def test_always_the_largest_or_the_smallest_action(action, bounds):
     low, high = bounds
     callback = rate(
         GraphController(action, ["validation_loss"], form),
+        # It would not let the largest stand.
+        rollback=False,
         min_learning_rate=low,
         max_learning_rate=high,
     )

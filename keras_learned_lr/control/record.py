@@ -15,7 +15,7 @@ class Look(NamedTuple):
         loss: Validation loss now (training loss where there is no validation data).
         first_loss: The first such loss of the run.
         finite: 1 if every loss of the window was finite, else 0.
-        collapsed: 1 if the weights go back to where the window began, else 0.
+        back_to: The step whose weights are put back; -1 where none are.
     """
 
     observation: tf.Tensor
@@ -23,7 +23,7 @@ class Look(NamedTuple):
     loss: tf.Tensor
     first_loss: tf.Tensor
     finite: tf.Tensor
-    collapsed: tf.Tensor
+    back_to: tf.Tensor
 
 
 class Record(NamedTuple):
@@ -39,7 +39,6 @@ class Record(NamedTuple):
         finite: Whether every loss of the window was finite.
         held: Whether the action was overruled because a number was not finite.
         contested: Whether something else has set the learning rate in this run too.
-        collapsed: Whether the weights go back to where the window began.
         observation: float32 `[features]`.
         info: What the controller's policy said beside the action.
         failure: Why the controller gave no answer, or None.
@@ -55,7 +54,6 @@ class Record(NamedTuple):
     finite: bool
     held: bool
     contested: bool
-    collapsed: bool
     observation: np.ndarray
     info: Any
     failure: str | None = None
@@ -84,7 +82,7 @@ def pack(
         *(look.step, learning_rate, factor, action),
         *(look.loss, look.first_loss, look.finite),
         *(tf.cast(held, tf.float32), tf.cast(contested, tf.float32)),
-        look.collapsed,
+        look.back_to,
     ]
     return tf.concat([tf.stack(numbers), look.observation], axis=0)
 
@@ -108,7 +106,7 @@ def unpack(packed: tf.Tensor, info: Any) -> Record:
         finite=bool(values[6]),
         held=bool(values[7]),
         contested=bool(values[8]),
-        collapsed=bool(values[9]),
         observation=values[10:],
         info=info,
+        rolled_back=None if values[9] < 0 else int(values[9]),
     )

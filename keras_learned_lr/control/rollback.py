@@ -66,30 +66,23 @@ class Rollback:
         self._windows.assign(0)
 
     @property
-    def has_kept(self) -> tf.Tensor:
-        """Whether there are weights to go back to; works inside a graph."""
-        return self._kept_step >= 0
+    def kept_step(self) -> tf.Tensor:
+        """The step whose weights are kept, int64, -1 before there are any."""
+        return self._kept_step.read_value()
 
-    def close_window(
-        self, finite: bool, loss: float, step: int, collapsed: bool
-    ) -> int | None:
-        """Keeps the weights, or puts back those that were kept.
+    def close_window(self, finite: bool, loss: float, step: int) -> int | None:
+        """Keeps the weights of a run that has not collapsed.
 
         Args:
             finite: Whether every loss of the window that has ended was finite.
             loss: The loss now, NaN where none is known yet.
             step: Training steps taken.
-            collapsed: Whether the run has collapsed; see `has_collapsed`.
 
         Returns:
-            The step whose weights are back, where the run has collapsed or this is the
-            third window in a row that was not finite; else None. A loss that is finite
-            now needs no other weights, and where no finite ones were kept there are
-            none to go back to.
+            After the third window in a row that was not finite, the step whose weights
+            are back; else None. A loss that is finite now needs no other weights, and
+            where no finite ones were kept there are none to go back to.
         """
-        if collapsed:
-            self._windows.assign(0)
-            return self._put_back()
         if finite:
             self._windows.assign(0)
             if not self.make_copies():
@@ -99,16 +92,17 @@ class Rollback:
         self._windows.assign_add(1)
         if self._windows.numpy() < PATIENCE or math.isfinite(loss):
             return None
-        self._windows.assign(0)
-        return self._put_back()
-
-    def _put_back(self) -> int | None:
         kept_step = int(self._kept_step)
         if kept_step < 0:
             return None
+        self.put_back()
+        return kept_step
+
+    def put_back(self) -> None:
+        """Puts back the weights and the optimizer's variables that were kept."""
+        self._windows.assign(0)
         for variable, copy in zip(self._variables, self._copies, strict=True):
             variable.assign(copy)
-        return kept_step
 
     def make_copies(self) -> bool:
         """Makes room for the copies; says whether the model is built for it."""
