@@ -6,29 +6,28 @@ import keras
 import tensorflow as tf
 
 from keras_learned_lr.observation.layers import is_built
-from keras_learned_lr.observation.memory import Memory
+from keras_learned_lr.observation.memory import Memory, is_undone
 
 # Windows in a row without a finite loss: one may be a batch that was bad.
 PATIENCE = 3
-# A run has collapsed when this share of all that its loss had fallen is lost again, and
-# this share of its first loss.
-UNDONE, AT_LEAST = 0.25, 0.1
+# As often in a row weights go back; after that they are not what is at fault.
+ATTEMPTS = 3
 
 
 def has_collapsed(loss: tf.Tensor, memory: Memory) -> tf.Tensor:
-    """Returns whether a window has undone most of what the run had learned.
+    """Returns whether a window has ruined the weights, so that they are put back.
 
-    A loss that is not finite where one was before has, too. Losses are only compared by
-    their differences, so that one below 0 is like any other.
+    They are where a loss is not finite any more, or most of what was learned is undone.
+    If that happens again and again from the same weights, whatever the learning rate,
+    it is not the rate (the moving averages of a batch normalisation lag behind, or a
+    momentum goes on): then they are left to recover.
 
     Args:
         loss: The validation loss at the end of the window, a scalar or `[batch]`.
         memory: What was remembered when the window began.
     """
-    first, best = memory.first_validation_loss, memory.best_validation_loss
-    allowed = tf.maximum(UNDONE * (first - best), AT_LEAST * tf.abs(first))
-    undone = ~tf.math.is_finite(loss) | (loss - best > allowed)
-    return (memory.validation_seen > 0.5) & undone
+    again = (memory.setbacks < ATTEMPTS) | ~tf.math.is_finite(loss)
+    return is_undone(loss, memory) & again
 
 
 class Rollback:

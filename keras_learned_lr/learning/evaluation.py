@@ -117,27 +117,20 @@ def set_exams(
     return exams
 
 
-def run_level(batch: TaskBatch, state: TraineesState | None = None) -> np.ndarray:
-    """Trains to the end at a level that stays, under the envelope.
-
-    Args:
-        batch: The trainees.
-        state: Where they stand; at their start and initial levels if it is not given.
+def run_level(batch: TaskBatch) -> np.ndarray:
+    """Trains from the initial level to the end, which stays, under the envelope.
 
     Returns:
         The final losses `[batch]`.
     """
-    return scores(batch, _train_at_level(batch, state))
+    return scores(batch, _train_at_level(batch))
 
 
-def _train_at_level(
-    batch: TaskBatch, state: TraineesState | None = None
-) -> TraineesState:
-    if state is None:
-        state, _ = batch.trainees.begin(batch.members)
-    steps = batch.members.horizon - state.step
+def _train_at_level(batch: TaskBatch) -> TraineesState:
+    trainees, members = batch.trainees, batch.members
+    state, _ = trainees.begin(members)
     stay = tf.zeros([len(batch.task)])
-    return batch.trainees.advance(batch.members, state, stay, steps)[0]
+    return trainees.advance(members, state, stay, members.horizon)[0]
 
 
 def run_controller(

@@ -7,12 +7,6 @@ itself, the level of the least expected cost (imitation on one's own states: DAg
 Ross et al. 2011; a cost for each choice in place of an expert's choice: AggreVaTe, Ross
 & Bagnell 2014). What the search cannot tell, how to begin and what comes too late, is
 left to the reward.
-
-An imitation may also come after the reward (`hold`), to put the level right once more.
-Then the beginnings stay as they are, every task is searched a second time from where
-one of its trainees came to, and in the end the weights are the mean of those before and
-after: what either forgets the other knows (Wortsman et al. 2022, "Robust fine-tuning of
-zero-shot models").
 """
 
 from collections import deque
@@ -28,7 +22,6 @@ from keras_learned_lr.learning.environment import TraineesEnvironment
 from keras_learned_lr.learning.evaluation import run_level
 from keras_learned_lr.learning.learner import ControllerLearner
 from keras_learned_lr.learning.tasks.sampler import TaskBatch
-from keras_learned_lr.learning.trainees import TraineesState
 
 # Levels that are tried, in decades around the template's learning rate, and how far
 # they are moved together from task to task.
@@ -48,12 +41,6 @@ SLOPE_BELOW, SLOPE_ABOVE = 0.5, 1.0
 LEVELS = np.linspace(-4.0, 4.0, 81, dtype="float32")
 
 EXAMPLES_A_STEP = 1024
-
-# Share of a run in which decisions are held, where they are; from half of it to one and
-# a half, what they are taught passes from the one to the other.
-HELD = 0.05
-# What a held decision costs by the square of its distance, in units of an action.
-HELD_COST = 2.0
 
 
 class Choices(NamedTuple):
@@ -86,7 +73,6 @@ class Imitation:
         learning_rate: Of the learner's optimizer in the first round.
         steps: Gradient steps a round.
         kept: Batches whose decisions are learned from, the latest ones.
-        hold: Whether it comes after the reward: see above.
     """
 
     def __init__(
@@ -96,22 +82,16 @@ class Imitation:
         learning_rate: float = 1e-3,
         steps: int = 120,
         kept: int = 120,
-        hold: bool = False,
     ) -> None:
         self._learner = learner
         self._rounds = rounds
         self._learning_rate = learning_rate
         self._steps = steps
         self._kept: deque[Choices] = deque(maxlen=kept)
-        # Its weights are those of another until the first round begins.
-        twin = ControllerLearner(learner.config, learner.batch_size) if hold else None
-        self._held = None if twin is None else twin.parts.actor
-        self._train = build_step(learner, self._held)
+        self._train = build_step(learner)
 
     def begin_round(self, index: int) -> None:
         """Sets exploration and learning rate to where round `index` has them."""
-        if index == 0 and self._held is not None:
-            _assign(self._held, self._learner.parts.actor.variables)
         left = 1.0 - index / self._rounds
         parts = self._learner.parts
         parts.deviation.assign(self._learner.config.initial_deviation * left)
@@ -145,9 +125,6 @@ class Imitation:
         while not now.is_last().all():
             state = environment.state
             assert state is not None
-            # Every decision is as likely to be the one that is searched from again.
-            if self._held is not None and rng.random() < 1.0 / (len(rows) + 1):
-                found, since = state, len(rows)
             progress = np.array([int(state.step), horizon], np.float32)
             row = (
                 (state.alive | state.collapsed).numpy(),
@@ -160,16 +137,10 @@ class Imitation:
             rows.append(row)
             now = environment.step(act(now, ()).action.numpy())
         alive, *columns, task = (np.stack(column) for column in zip(*rows, strict=True))
-        costs, steps = search(batch, rng), horizon
-        if self._held is not None:
-            chosen = _one_of_each(batch.task, alive[since], rng)
-            task[since:, chosen] += len(chosen)
-            again = search(batch, rng, _all_at(found, chosen, batch))
-            costs = np.concatenate([costs, again])
-            steps += horizon - int(found.step)
+        costs = search(batch, rng)
         observation, level, default, at = (column[alive] for column in columns)
         self._kept.append(Choices(observation, level, default, at, task[alive], costs))
-        return environment.score(), steps * len(batch.task)
+        return environment.score(), horizon * len(batch.task)
 
     def learn(self, rng: np.random.Generator) -> float:
         """Trains the actor on the decisions that are kept.
@@ -196,72 +167,34 @@ class Imitation:
         return float(tf.reduce_mean(found))
 
     def end(self) -> None:
-        """Forgets the decisions and puts the learner's schedules where they start.
-
-        Where beginnings were held, the actor's weights become the mean of those before
-        the first round and after the last.
-        """
+        """Forgets the decisions and puts the learner's schedules where they start."""
         self._kept.clear()
-        if self._held is not None:
-            actor = self._learner.parts.actor
-            both = zip(actor.variables, self._held.variables, strict=True)
-            _assign(actor, [(after + before) / 2.0 for after, before in both])
         self._learner.anneal()
 
     def save(self, file: Path) -> None:
-        """Writes the decisions that are kept, and the actor that is held."""
+        """Writes the decisions that are kept."""
         arrays = {
             f"{index}_{name}": array
             for index, choices in enumerate(self._kept)
             for name, array in choices._asdict().items()
         }
-        held = [] if self._held is None else self._held.variables
-        arrays |= {f"held_{i}": variable.numpy() for i, variable in enumerate(held)}
         np.savez(file, **arrays)
 
     def restore(self, file: Path) -> None:
         """Reads what `save` wrote."""
         self._kept.clear()
-        held = [] if self._held is None else self._held.variables
         with np.load(file) as arrays:
-            batches = (len(arrays.files) - len(held)) // len(Choices._fields)
-            for index in range(batches):
+            for index in range(len(arrays.files) // len(Choices._fields)):
                 found = (arrays[f"{index}_{name}"] for name in Choices._fields)
                 self._kept.append(Choices(*found))
-            if self._held is not None:
-                _assign(self._held, [arrays[f"held_{i}"] for i in range(len(held))])
 
 
-def _one_of_each(
-    task: np.ndarray, alive: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-    """Returns the index of one trainee of each task, an alive one if there is one."""
-    luck = rng.random(len(task)) + alive
-    return np.array([np.where(task == t, luck, -1.0).argmax() for t in np.unique(task)])
-
-
-def _all_at(
-    state: TraineesState, chosen: np.ndarray, batch: TaskBatch
-) -> TraineesState:
-    """Returns a state in which all trainees of a task are where its chosen one is."""
-    rows = chosen[batch.task]
-
-    def taken(value: tf.Tensor) -> tf.Tensor:
-        return value if value.shape.rank == 0 else tf.gather(value, rows)
-
-    return tf.nest.map_structure(taken, state)
-
-
-def search(
-    batch: TaskBatch, rng: np.random.Generator, state: TraineesState | None = None
-) -> np.ndarray:
+def search(batch: TaskBatch, rng: np.random.Generator) -> np.ndarray:
     """Trains the tasks of a batch at constant levels.
 
     Args:
         batch: Its tasks are searched, each by as many trainees as it has in the batch.
         rng: Moves the levels.
-        state: Where the trainees stand, those of a task all alike; at the start if it
-            is not given.
 
     Returns:
         The cost of each of `LEVELS`, log loss over the lowest found, float32
@@ -274,14 +207,7 @@ def search(
     rates = batch.template.learning_rate * 10.0 ** levels.reshape(-1)
     rate = tf.constant(rates, tf.float32)
     members = batch.members._replace(default_learning_rate=rate, learning_rate=rate)
-    batch = batch._replace(members=members)
-    if state is not None:
-        # Any level may be tried from there, whatever the last window was like.
-        action = batch.trainees.form.initial_state(rate)
-        state = batch.trainees.roll_back(state)
-        state = state._replace(action=action, finite=tf.ones_like(state.finite))
-        state = state._replace(collapsed=tf.zeros_like(state.collapsed))
-    losses = run_level(batch, state).reshape(tasks, group)
+    losses = run_level(batch._replace(members=members)).reshape(tasks, group)
     return np.stack([_costs(*row) for row in zip(levels, losses, strict=True)])
 
 
@@ -299,19 +225,11 @@ def _costs(levels: np.ndarray, losses: np.ndarray) -> np.ndarray:
     ).astype("float32")
 
 
-def _assign(actor: Any, values: Any) -> None:
-    for variable, value in zip(actor.variables, values, strict=True):
-        variable.assign(value)
-
-
-def build_step(
-    learner: ControllerLearner, held: Any | None = None
-) -> Callable[..., tf.Tensor]:
+def build_step(learner: ControllerLearner) -> Callable[..., tf.Tensor]:
     """Builds the tf.function of one gradient step.
 
     Args:
         learner: Whose actor is trained, by its own optimizer.
-        held: The actor whose first decisions of a run are kept to; none are without.
 
     Returns:
         A function of `Choices.observation`, `level`, `default`, `progress` and the
@@ -332,13 +250,7 @@ def build_step(
         with tf.GradientTape() as tape:
             action = actor(observation, middle, ())[0].loc
             chosen = _chosen_level(form, action, level, default, progress)
-            cost = cost_of(chosen, costs)
-            if held is not None:
-                apart = tf.square(action - held(observation, middle, ())[0].loc)
-                share = progress[:, 0] / progress[:, 1]
-                later = tf.clip_by_value(share / HELD - 0.5, 0.0, 1.0)
-                cost = later * cost + (1.0 - later) * HELD_COST * apart
-            cost = tf.reduce_mean(cost)
+            cost = tf.reduce_mean(cost_of(chosen, costs))
         gradients = tape.gradient(cost, actor.trainable_variables)
         if limit is not None:
             gradients, _ = tf.clip_by_global_norm(gradients, limit)

@@ -30,8 +30,8 @@ class MetaTrainConfig(Configurable):
             to a tenth.
         imitation_steps: Gradient steps in each of those.
         imitation_batches: Batches of trainees that they learn from, the latest ones.
-        imitation_holds: Whether the imitation comes after rewards, in a run that
-            begins with the weights of another: see `imitation`.
+        averaged: Rounds after which the weights are noted; at the end of the run they
+            become the mean of those.
         training: Names of the split's training templates, "mixtures_adam"; all of them
             where empty.
         validation: The same for validation.
@@ -62,7 +62,7 @@ class MetaTrainConfig(Configurable):
     imitation_learning_rate: float = 1e-3
     imitation_steps: int = 120
     imitation_batches: int = 120
-    imitation_holds: bool = False
+    averaged: tuple[int, ...] = ()
     training: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
     templates_per_round: int = 3
@@ -82,7 +82,7 @@ class MetaTrainConfig(Configurable):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("training", "validation", "evaluation_horizons"):
+        for name in ("averaged", "training", "validation", "evaluation_horizons"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in (
             "rounds",
@@ -107,6 +107,11 @@ class MetaTrainConfig(Configurable):
             raise ValueError(
                 "`imitation_rounds` must be an int of at least 0. Received: "
                 f"{self.imitation_rounds!r}"
+            )
+        if not all(0 < number <= self.rounds for number in self.averaged):
+            raise ValueError(
+                f"`averaged` must be rounds from 1 to {self.rounds}. Received: "
+                f"{self.averaged}"
             )
         if not 0 < self.imitation_learning_rate < float("inf"):
             raise ValueError(

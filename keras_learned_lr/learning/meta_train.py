@@ -26,7 +26,7 @@ from keras_learned_lr.learning.task_stream import (
 from keras_learned_lr.learning.tasks.sampler import PRIVILEGED
 
 CONFIG, LOG, STATE, BEST = "config.json", "log.jsonl", "state.json", "best"
-CHOICES = "choices.npz"
+CHOICES, NOTED = "choices.npz", "noted"
 # Settings that a run may change when it goes on.
 CHANGEABLE = ("rounds", "evaluate_every", "checkpoint_every")
 
@@ -96,7 +96,6 @@ class MetaTraining:
             config.imitation_learning_rate,
             config.imitation_steps,
             config.imitation_batches,
-            config.imitation_holds,
         )
         self._greedy = self.learner.greedy()
         self._greedy_act = greedy_act(self._greedy)
@@ -105,12 +104,6 @@ class MetaTraining:
             self._restore(checkpoint)
         elif start is not None:
             self.learner.begin_with(ControllerLearner.load(start))
-        elif config.imitation_holds:
-            raise ValueError(
-                "With `imitation_holds` a run begins with what another learned. Pass a "
-                "checkpoint of that: `keras-learned-lr train ... --from "
-                "runs/NAME/checkpoint-N`."
-            )
         self._trim_log()
         self._board = tf.summary.create_file_writer(str(self.folder / "tensorboard"))
 
@@ -178,6 +171,10 @@ class MetaTraining:
             **losses,
         }
         last = progress.round == config.rounds
+        if progress.round in config.averaged:
+            self._note_weights()
+        if last and config.averaged:
+            self._average_weights()
         if progress.round % config.evaluate_every == 0 or last:
             record["validation"] = dataclasses.asdict(self.evaluate())
             self._keep_if_best(record["validation"])
@@ -310,6 +307,28 @@ class MetaTraining:
         if (checkpoint / CHOICES).exists():
             self._imitation.restore(checkpoint / CHOICES)
 
+    def _note_weights(self) -> None:
+        self._replace_folder(
+            self._write(NOTED, dataclasses.asdict(self.progress)),
+            self.folder / f"{NOTED}-{self.progress.round}",
+        )
+
+    def _average_weights(self) -> None:
+        """Gives the learner the mean of the weights noted on the way.
+
+        Which smooths out what the last updates happened to do (Izmailov et al. 2018,
+        "Averaging weights leads to wider optima").
+        """
+        noted = [
+            ControllerLearner.load(self.folder / f"{NOTED}-{number}")
+            for number in self.config.averaged
+        ]
+        for part in ("actor", "critic"):
+            several = (getattr(learner.parts, part).variables for learner in noted)
+            mine = getattr(self.learner.parts, part).variables
+            for variable, *values in zip(mine, *several, strict=True):
+                variable.assign(sum(value.numpy() for value in values) / len(values))
+
     def _keep_if_best(self, marks: dict[str, Any]) -> None:
         progress, ratio = self.progress, marks["ratio"]
         if not ratio < progress.best_ratio:
@@ -321,12 +340,15 @@ class MetaTraining:
             "minutes": sum(progress.seconds.values()) / 60,
             "validation": marks,
         }
-        unfinished = self._write(BEST, mark)
-        old = self.folder / f"{BEST}.old"
+        self._replace_folder(self._write(BEST, mark), self.folder / BEST)
+
+    def _replace_folder(self, unfinished: Path, target: Path) -> None:
+        """Puts a whole folder in the place of another; a kill leaves one of them."""
+        old = target.with_name(f"{target.name}.old")
         shutil.rmtree(old, ignore_errors=True)
-        if (self.folder / BEST).exists():
-            os.replace(self.folder / BEST, old)
-        os.replace(unfinished, self.folder / BEST)
+        if target.exists():
+            os.replace(target, old)
+        os.replace(unfinished, target)
         shutil.rmtree(old, ignore_errors=True)
 
     def _trim_log(self) -> None:

@@ -8,6 +8,9 @@ from keras_learned_lr.observation.log_scale import log_ratio
 from keras_learned_lr.observation.statistics import Statistics
 
 TREND_MEMORY = 0.75
+# What a run had learned is undone when this share of all that its loss had fallen is
+# lost again, and this share of its first loss.
+UNDONE, AT_LEAST = 0.25, 0.1
 
 
 class Memory(NamedTuple):
@@ -25,6 +28,7 @@ class Memory(NamedTuple):
         previous_validation_loss: Validation loss at the previous decision.
         best_validation_loss: Lowest validation loss so far.
         validation_trend: Running mean of the log changes in validation loss.
+        setbacks: Decisions in a row at which `is_undone` held, up to the last one.
         previous_action: The action of the previous decision, clipped to [-1, 1].
         averages: Running averages of features, `[averages]` or `[batch, averages]`.
     """
@@ -40,6 +44,7 @@ class Memory(NamedTuple):
     previous_validation_loss: tf.Tensor
     best_validation_loss: tf.Tensor
     validation_trend: tf.Tensor
+    setbacks: tf.Tensor
     previous_action: tf.Tensor
     averages: tf.Tensor
 
@@ -67,6 +72,22 @@ def validation_change(s: Statistics, m: Memory) -> tf.Tensor:
         s.validation_loss, m.previous_validation_loss, m.first_validation_loss
     )
     return m.validation_seen * value
+
+
+def is_undone(loss: tf.Tensor, m: Memory) -> tf.Tensor:
+    """Returns whether most of what a run had learned is lost.
+
+    A loss that is not finite where one was before says so, too. Losses are compared by
+    their differences only, so that one below 0 is like any other.
+
+    Args:
+        loss: The validation loss now, a scalar or `[batch]`.
+        m: What was remembered when the window began.
+    """
+    first, best = m.first_validation_loss, m.best_validation_loss
+    allowed = tf.maximum(UNDONE * (first - best), AT_LEAST * tf.abs(first))
+    lost = ~tf.math.is_finite(loss) | (loss - best > allowed)
+    return (m.validation_seen > 0.5) & lost
 
 
 def _has_training(s: Statistics) -> tf.Tensor:
@@ -113,8 +134,10 @@ def with_firsts(s: Statistics, m: Memory) -> Memory:
 def with_window(s: Statistics, m: Memory) -> Memory:
     """Moves on to the next window."""
     training, validation = _has_training(s), _has_validation(s)
+    undone = is_undone(s.validation_loss, m)
     return m._replace(
         decisions=m.decisions + 1.0,
+        setbacks=tf.where(undone, m.setbacks + 1.0, 0.0),
         previous_training_loss=tf.where(
             training, s.training_loss, m.previous_training_loss
         ),

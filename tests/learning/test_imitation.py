@@ -75,38 +75,6 @@ def test_a_search_finds_what_each_level_costs_a_task():
     check(search(batch, Unmoved()), batch, advance(batch, state, 0.0, 30))
 
 
-def test_a_search_goes_on_from_where_a_run_came_to():
-    # Half of the run at three times the learning rate ...
-    batch = draw(0.5, horizon=60)
-    state = advance(batch, batch.trainees.begin(batch.members)[0], 0.0, 30)
-    costs = search(batch, Unmoved(), state)
-    # ... and the other half at what an action made of it.
-    onwards = np.tile(LEVELS_TRIED - 0.5, 2)
-    check(costs, batch, advance(batch, state, onwards, 30))
-
-
-def test_one_trainee_of_each_task_learns_from_where_it_came_to():
-    config = dataclasses.replace(TINY, tasks=2)
-    learner = ControllerLearner(config.learner, 2 * config.group)
-    imitation = Imitation(learner, rounds=1, steps=1, kept=1, hold=True)
-    act = tf.function(learner.collect_policy.action, autograph=False)
-    environment = make_environment(config)
-    _, searched = imitation.collect(environment, act, np.random.default_rng(1))
-    (choices,) = imitation._kept
-    assert len(choices.costs) == 4
-    steps = choices.progress[:, 0]
-    for task in (0, 1):
-        later = steps[choices.task == 2 + task]
-        # From one decision on, one row a decision.
-        every = np.unique(steps)
-        np.testing.assert_array_equal(later, every[every >= later[0]])
-        assert (choices.task == task).sum() + len(later) == config.group * len(every)
-        assert not np.array_equal(choices.costs[task], choices.costs[2 + task])
-    # The second search has left what came before.
-    horizon = choices.progress[0, 1]
-    assert searched == 2 * config.group * (2 * horizon - later[0])
-
-
 def test_costs_are_linear_between_levels():
     costs = np.abs(LEVELS - 1.5)[np.newaxis]
     for decades in (-3.98, 0.0, 0.04, 1.5, 3.7):
@@ -146,53 +114,20 @@ def test_an_actor_learns_to_choose_the_cheapest_level():
     assert low < -0.3 and high > 0.3
 
 
-def test_the_first_decisions_of_a_run_are_held():
-    config = LearnerConfig(observation=("log_level", "progress"), hidden=(16,))
-    learner = ControllerLearner(config)
-    imitation = Imitation(learner, 1, learning_rate=1e-2, steps=300, kept=1, hold=True)
-    # The cheapest level is ten times as high, always.
-    progress = np.tile(np.array([[10, 1000], [500, 1000]], np.float32), (100, 1))
-    observation = np.stack([np.zeros(200), 0.002 * progress[:, 0]], 1)
-    ones, costs = np.ones(200, np.float32), np.abs(LEVELS - 1.0)[np.newaxis]
-    imitation._kept.append(
-        Choices(
-            observation.astype("float32"),
-            *(ones, ones, progress, np.zeros(200, np.int32), costs.astype("float32")),
-        )
-    )
-
-    def actions():
-        return learner.greedy().act(tf.constant(observation[:2], tf.float32), [])[0]
-
-    first, later = actions().numpy()
-    begun = [variable.numpy() for variable in learner.parts.actor.variables]
-    imitation.begin_round(0)
-    imitation.learn(np.random.default_rng(0))
-    found = actions().numpy()
-    assert found[0] == pytest.approx(first, abs=0.05)
-    assert found[1] > later + 0.3
-    # In the end, half of what was learned.
-    weights = [variable.numpy() for variable in learner.parts.actor.variables]
-    imitation.end()
-    for before, after, mean in zip(
-        begun, weights, learner.parts.actor.variables, strict=True
-    ):
-        np.testing.assert_allclose(mean, (before + after) / 2, rtol=1e-6)
-
-
-def test_only_runs_that_are_alive_are_learned_from():
+def test_runs_that_diverge_are_learned_from_once_they_are_back():
     config = dataclasses.replace(TINY, training=("sums_sgd",), decades=9.0, tasks=1)
     learner = ControllerLearner(config.learner, config.group)
     environment = make_environment(config)
     imitation = Imitation(learner, rounds=1, steps=1, kept=1)
     act = tf.function(learner.collect_policy.action, autograph=False)
-    finals, _ = imitation.collect(environment, act, np.random.default_rng(0))
+    finals, steps = imitation.collect(environment, act, np.random.default_rng(0))
     (choices,) = imitation._kept
     assert np.isnan(finals).any() and np.isfinite(finals).any()
     assert np.isfinite(choices.observation).all()
     decisions = len(np.unique(choices.progress[:, 0]))
-    assert len(choices.level) < decisions * config.group
-    assert len(choices.level) > decisions * np.isfinite(finals).sum() - 1
+    assert len(choices.level) == decisions * config.group
+    # Of the searches.
+    assert steps == choices.progress[0, 1] * config.group
 
 
 def test_a_recurrent_controller_cannot_imitate():

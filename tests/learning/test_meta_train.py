@@ -16,7 +16,12 @@ from keras_learned_lr.benchmark import envelopes, meta_training
 from keras_learned_lr.control.actions import ENVELOPES
 from keras_learned_lr.control.saved_model import load_controller
 from keras_learned_lr.control.schedules import GeometricPerRun
-from keras_learned_lr.learning import MetaTrainConfig, MetaTraining, read_config
+from keras_learned_lr.learning import (
+    ControllerLearner,
+    MetaTrainConfig,
+    MetaTraining,
+    read_config,
+)
 from keras_learned_lr.learning.meta_config import SHIPPED
 
 TINY = Path(__file__).with_name("tiny.toml")
@@ -113,46 +118,54 @@ def test_a_run_is_not_resumed_with_other_settings(tmp_path, config):
         MetaTraining(config.with_seed(3), tmp_path, resume=True)
 
 
-@pytest.fixture
-def finishing(config):
-    return dataclasses.replace(config, rounds=3, imitation_holds=True)
+def weights(run):
+    parts = run.learner.parts
+    return [v.numpy() for v in [*parts.actor.variables, *parts.critic.variables]]
 
 
-def test_a_run_begins_with_what_another_learned(tmp_path, config, finishing):
+def test_a_run_begins_with_what_another_learned(tmp_path, config):
     first = MetaTraining(dataclasses.replace(config, rounds=1), tmp_path / "first")
     first.run()
     checkpoint = tmp_path / "first" / "checkpoint-1"
-    with pytest.raises(ValueError, match="--from"):
-        MetaTraining(finishing, tmp_path / "none")
-    wider = dataclasses.replace(finishing.learner, hidden=(9,))
+    wider = dataclasses.replace(config.learner, hidden=(9,))
     with pytest.raises(ValueError, match="another hidden"):
-        other = dataclasses.replace(finishing, learner=wider)
+        other = dataclasses.replace(config, learner=wider)
         MetaTraining(other, tmp_path / "wider", start=checkpoint)
 
-    whole = MetaTraining(finishing, tmp_path / "whole", start=checkpoint)
-    for part in ("actor", "critic"):
-        begun = getattr(whole.learner.parts, part).variables
-        for variable, learned in zip(
-            begun, getattr(first.learner.parts, part).variables, strict=True
-        ):
-            np.testing.assert_array_equal(variable, learned)
-    whole.run()
+    second = MetaTraining(config, tmp_path / "second", start=checkpoint)
+    for begun, learned in zip(weights(second), weights(first), strict=True):
+        np.testing.assert_array_equal(begun, learned)
 
-    # Amid the rounds, what the beginnings are held to is in the checkpoint only.
+
+def test_weights_that_were_noted_are_averaged_at_the_end(tmp_path, config):
+    config = dataclasses.replace(config, rounds=3)
+    seen = []
+    plain = MetaTraining(config, tmp_path / "plain")
+    plain.run(lambda record: seen.append(weights(plain)))
+
+    config = dataclasses.replace(config, averaged=(1, 3))
+
     def interrupt(record):
         if record["round"] == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        MetaTraining(finishing, tmp_path / "cut", start=checkpoint).run(interrupt)
-    cut = MetaTraining(finishing, tmp_path / "cut", resume=True, start=checkpoint)
-    assert cut.progress.round == 2
-    cut.run()
-    expected = tensors(tmp_path / "whole" / "checkpoint-3")
-    found = tensors(tmp_path / "cut" / "checkpoint-3")
-    assert expected.keys() == found.keys()
-    for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
+        MetaTraining(config, tmp_path / "averaged").run(interrupt)
+    run = MetaTraining(config, tmp_path / "averaged", resume=True)
+    assert run.progress.round == 2
+    run.run()
+    for mean, first, last in zip(weights(run), seen[0], seen[2], strict=True):
+        np.testing.assert_allclose(mean, (first + last) / 2, rtol=1e-6, atol=1e-9)
+    # What is saved, marked and exported is the mean.
+    kept = ControllerLearner.load(tmp_path / "averaged" / "checkpoint-3")
+    best = ControllerLearner.load(tmp_path / "averaged" / "best")
+    for name, learner in (("checkpoint", kept), ("best", best)):
+        for mean, saved in zip(
+            run.learner.parts.actor.variables,
+            learner.parts.actor.variables,
+            strict=True,
+        ):
+            np.testing.assert_array_equal(mean, saved, err_msg=name)
 
 
 def test_a_run_learns_and_reports_where_its_time_goes(tmp_path, config):

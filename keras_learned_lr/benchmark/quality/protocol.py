@@ -14,6 +14,7 @@ from keras_learned_lr.benchmark.quality.results import Results
 from keras_learned_lr.benchmark.quality.run import steps_of, train
 from keras_learned_lr.benchmark.quality.task import NotOnThisMachine, Task
 from keras_learned_lr.benchmark.quality.tasks import TASKS
+from keras_learned_lr.control.model_card import FILE as CARD
 from keras_learned_lr.control.saved_model import load_controller
 
 # log10 of the learning rate over the reference.
@@ -268,8 +269,8 @@ def checksum(controller: str) -> str:
     """Returns the first 12 hex digits of the SHA-256 of a controller's files."""
     digest = hashlib.sha256()
     for path in sorted(load_controller(controller).path.rglob("*")):
-        # The fingerprint holds a random number of each export.
-        if path.is_file() and path.name != "fingerprint.pb":
+        # The fingerprint holds a random number of each export, the card what is said.
+        if path.is_file() and path.name not in ("fingerprint.pb", CARD):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
