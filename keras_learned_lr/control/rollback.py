@@ -12,6 +12,10 @@ from keras_learned_lr.observation.memory import Memory, is_undone
 PATIENCE = 3
 # As often in a row weights go back; after that they are not what is at fault.
 ATTEMPTS = 3
+# In this share of a run they go back to its beginning. A momentum that an excessive
+# learning rate has filled ruins weights later on, whatever the rate is then, and a loss
+# may fall before; a beginning is soon made up for.
+YOUTH = 0.02
 
 
 def has_collapsed(loss: tf.Tensor, memory: Memory) -> tf.Tensor:
@@ -34,7 +38,8 @@ class Rollback:
     """Keeps a model's weights and its optimizer's variables, and puts them back.
 
     The copy is that of the last decision at which losses, weights and the optimizer's
-    variables were all finite. It takes the memory of the weights and of the
+    variables were all finite and the run had not collapsed; in a young run that of its
+    beginning (see `YOUTH`). It takes the memory of the weights and of the
     optimizer's variables once more, on their devices.
 
     Args:
@@ -69,13 +74,16 @@ class Rollback:
         """The step whose weights are kept, int64, -1 before there are any."""
         return self._kept_step.read_value()
 
-    def close_window(self, finite: bool, loss: float, step: int) -> int | None:
+    def close_window(
+        self, finite: bool, loss: float, step: int, horizon: int
+    ) -> int | None:
         """Keeps the weights of a run that has not collapsed.
 
         Args:
             finite: Whether every loss of the window that has ended was finite.
             loss: The loss now, NaN where none is known yet.
             step: Training steps taken.
+            horizon: Training steps of the whole run.
 
         Returns:
             After the third window in a row that was not finite, the step whose weights
@@ -86,7 +94,8 @@ class Rollback:
             self._windows.assign(0)
             if not self.make_copies():
                 return None
-            self._keep_function(tf.constant(step, tf.int64))
+            young = tf.constant(0 < step < YOUTH * horizon)
+            self._keep_function(tf.constant(step, tf.int64), young)
             return None
         self._windows.assign_add(1)
         if self._windows.numpy() < PATIENCE or math.isfinite(loss):
@@ -121,16 +130,17 @@ class Rollback:
         self._checkpoint.copies = self._copies
         return True
 
-    def _keep(self, step: tf.Tensor) -> None:
+    def _keep(self, step: tf.Tensor, young: tf.Tensor) -> None:
         values = [tf.convert_to_tensor(v.value) for v in self._variables]
         floating = [value for value in values if value.dtype.is_floating]
         # The last update of a window of finite losses may have been the fatal one.
         finite = tf.reduce_all(
             [tf.reduce_all(tf.math.is_finite(value)) for value in floating]
         )
+        keep = finite & ~(young & (self._kept_step >= 0))
         for copy, value in zip(self._copies, values, strict=True):
-            copy.assign(tf.where(finite, value, copy))
-        self._kept_step.assign(tf.where(finite, step, self._kept_step))
+            copy.assign(tf.where(keep, value, copy))
+        self._kept_step.assign(tf.where(keep, step, self._kept_step))
 
 
 def _device_of(variable: keras.Variable) -> str | None:

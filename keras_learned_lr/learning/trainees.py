@@ -13,8 +13,8 @@ import keras
 import tensorflow as tf
 from keras.src.losses.losses import LossFunctionWrapper
 
-from keras_learned_lr.control.actions import ActionForm, ActionState
-from keras_learned_lr.control.rollback import has_collapsed
+from keras_learned_lr.control.actions import ActionForm, ActionState, progress_of
+from keras_learned_lr.control.rollback import YOUTH, has_collapsed
 from keras_learned_lr.learning import optimizers, window
 from keras_learned_lr.learning.batched_model import BatchedModel, Layout
 from keras_learned_lr.learning.gradients import WAYS, LossAndGradients, batch_loss
@@ -219,16 +219,25 @@ class Trainees:
             total += rest * chunk_loss(chosen[:, full * CHUNK :])
         return total / size
 
-    def roll_back(self, state: TraineesState) -> TraineesState:
+    def roll_back(self, state: TraineesState, horizon: tf.Tensor) -> TraineesState:
         """Returns the state with the weights back where a run has collapsed.
 
-        They are kept in it, should the coming window be the next to collapse.
+        They are kept in it, should the coming window be the next to collapse; in a
+        young run those of its beginning stay.
+
+        Args:
+            state: Where the trainees stand.
+            horizon: Training steps of the whole run.
         """
         now = (state.parameters, state.non_trainable, state.optimizer)
-        kept = tf.nest.map_structure(
+        now = tf.nest.map_structure(
             lambda old, new: _where(state.collapsed, old, new), state.kept, now
         )
-        parameters, non_trainable, optimizer = kept
+        young = progress_of(state.step, horizon) < YOUTH
+        kept = tf.nest.map_structure(
+            lambda old, new: tf.where(young, old, new), state.kept, now
+        )
+        parameters, non_trainable, optimizer = now
         update = state.previous_update
         return state._replace(
             parameters=parameters,
@@ -292,7 +301,7 @@ class Trainees:
         Returns:
             The new state and what the next decision sees.
         """
-        state = self._act(members, self.roll_back(state), action)
+        state = self._act(members, self.roll_back(state, members.horizon), action)
         x = self._noted(members, state.step + steps - 1)
         outputs = None
         if "outputs" in self.spec.needs:

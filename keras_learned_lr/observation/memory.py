@@ -28,7 +28,8 @@ class Memory(NamedTuple):
         previous_validation_loss: Validation loss at the previous decision.
         best_validation_loss: Lowest validation loss so far.
         validation_trend: Running mean of the log changes in validation loss.
-        setbacks: Decisions in a row at which `is_undone` held, up to the last one.
+        setbacks: Decisions in a row, up to the last one, at which the validation loss
+            was undone.
         previous_action: The action of the previous decision, clipped to [-1, 1].
         averages: Running averages of features, `[averages]` or `[batch, averages]`.
     """
