@@ -1,6 +1,6 @@
 """Controllers in `fit`, on eight tasks that are in no set: to choose by, not to score.
 
-    python benchmarks/fits.py default meta_training/default/checkpoint-170
+    python benchmarks/fits.py default meta_training/default/checkpoint-150
 
 Each controller, the name of one that ships or a folder (that of a learner's checkpoint
 too), starts from a hundredth, one and a hundred times a task's learning rate; its test

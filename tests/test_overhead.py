@@ -42,6 +42,8 @@ class TestMemory:
         # Losses and counters are left.
         assert copies == held["probe_batch"] + 1024 * 4 + 2 * 8
         assert held["validation"] == 128 * (8 * 4 + 8)
+        # The weights and Adam's two moments of each, its step and learning rate.
+        assert held["rollback"] == 3 * held["trainable_weights"] + 8 + 4
 
     def test_is_no_copy_where_no_feature_needs_one(self):
         controller = GraphController(0.0, ["training_vs_first"], every(2))

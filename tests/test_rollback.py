@@ -125,6 +125,29 @@ def test_what_counts_as_collapse(first, best, now, collapsed):
     assert has_collapsed(tf.constant(now), memory).numpy() == collapsed
 
 
+def test_three_times_in_a_row_and_no_more():
+    """As where moving averages lag: the loss is high whatever the weights are."""
+    risen = tf.Variable(0.0)
+
+    class Rises(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if self.model.optimizer.iterations == 6:
+                risen.assign(2.0)
+
+    def loss(y, outputs):
+        return keras.losses.sparse_categorical_crossentropy(y, outputs) + risen
+
+    callback = rate(GraphController(0.3, form=every(3)))
+    with pytest.warns(UserWarning, match="The loss rose to"):
+        fit(model(loss=loss), [Rises(), callback], epochs=6)
+    back = callback.decisions["rolled_back"]
+    assert back.tolist() == [-1, -1, 3, 3, 3] + [-1] * 7
+    # Then the controller is followed again.
+    factors = callback.decisions["factor"]
+    np.testing.assert_allclose(factors[2:5], 0.5, rtol=1e-5)
+    np.testing.assert_allclose(factors[5:], factors[0], rtol=1e-5)
+
+
 @pytest.mark.parametrize("loud", [False, True])
 def test_a_loss_that_rises_takes_the_weights_back(loud):
     """As where a learning rate is too high: every loss is finite."""
@@ -150,6 +173,15 @@ def test_before_the_first_window_there_are_the_initial_weights():
     with pytest.warns(UserWarning, match="those of step 0 again"):
         trainee, *_ = poisoned(1, validation_data=None)
     assert is_finite(trainee)
+
+
+def test_a_young_run_goes_back_to_its_beginning():
+    with pytest.warns(UserWarning, match="those of step 0 again"):
+        # The 204 steps are young up to the decision at 4.
+        poisoned(3, form=every(2), epochs=34)
+    with pytest.warns(UserWarning, match="those of step 2 again"):
+        # As 24 are not.
+        poisoned(3, form=every(2))
 
 
 def test_an_update_that_breaks_the_weights_after_a_finite_loss_is_not_kept():

@@ -17,6 +17,7 @@ from keras_learned_lr.callback import (
     LearnedLearningRate,
 )
 from keras_learned_lr.control.controller import Controller
+from keras_learned_lr.control.rollback import Rollback
 from keras_learned_lr.control.saved_model import load_controller
 from keras_learned_lr.control_loop import ControlLoop
 from keras_learned_lr.observation.spec import observe
@@ -221,8 +222,9 @@ def count_memory(
 
     Returns:
         `variables`: copies of weights, the noted batch, the window's losses;
-        `validation`: the subset. For comparison, `trainable_weights` and
-        `probe_batch`, the inputs of a batch.
+        `validation`: the subset; `rollback`, the weights and the optimizer's variables
+        to go back to. For comparison, `trainable_weights` and `probe_batch`, the inputs
+        of a batch.
     """
     model = workload.compiled(jit_compile=False)
     controller = controller or load_controller("default")
@@ -231,6 +233,8 @@ def count_memory(
     loop = ControlLoop(
         model, controller, form, measure_validation, probe_size=PROBE_SIZE
     )
+    rollback = Rollback(model)
+    rollback.make_copies()
     batches = workload.batches()
     loop.start(horizon=100)
     loop.probe.expect_step()
@@ -240,6 +244,7 @@ def count_memory(
     return {
         "variables": _bytes(loop.probe.variables),
         "validation": measure_validation.nbytes,
+        "rollback": rollback.nbytes,
         "trainable_weights": _bytes(model.trainable_variables),
         "probe_batch": _bytes([inputs]),
     }

@@ -70,6 +70,11 @@ class Rollback:
         self._windows.assign(0)
 
     @property
+    def nbytes(self) -> int:
+        """Memory of the copies, in bytes."""
+        return sum(copy.dtype.size * copy.shape.num_elements() for copy in self._copies)
+
+    @property
     def kept_step(self) -> tf.Tensor:
         """The step whose weights are kept, int64, -1 before there are any."""
         return self._kept_step.read_value()

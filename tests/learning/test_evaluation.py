@@ -43,8 +43,9 @@ def test_a_controller_that_holds_is_the_cosine_from_where_it_starts(exams):
     batch = exam.draw(evaluation.GRID)
     losses, seen = evaluation.run_controller(batch, holds, [])
     assert len(seen) == 6
-    expected = np.where(np.isfinite(exam.cosine), exam.cosine, np.nan)
-    np.testing.assert_allclose(losses.reshape(3, 8), expected, rtol=1e-5)
+    # A cosine has no decisions at which it could go back from the highest.
+    found, expected = losses.reshape(3, 8)[:, :6], exam.cosine[:, :6]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
     np.testing.assert_array_equal(exam.best_cosine, exam.cosine.min(1))
 
 
@@ -62,7 +63,10 @@ def test_the_cosine_grid_follows_its_formula(sampler, exams):
     for step in range(HORIZON):
         shape = low + (1 - low) * 0.5 * (1 + np.cos(np.pi * step / HORIZON))
         level = members.learning_rate * tf.constant(shape, tf.float32)
-        state = state._replace(action=state.action._replace(level=level, good=level))
+        state = state._replace(
+            action=state.action._replace(level=level, good=level),
+            collapsed=tf.zeros_like(state.collapsed),  # a cosine never goes back
+        )
         state, _ = plain.advance(members, state, tf.zeros(24), tf.constant(1, tf.int64))
     found = scores(batch, state).reshape(3, 8)
     np.testing.assert_allclose(
