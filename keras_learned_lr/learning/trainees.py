@@ -229,23 +229,30 @@ class Trainees:
             state: Where the trainees stand.
             horizon: Training steps of the whole run.
         """
-        now = (state.parameters, state.non_trainable, state.optimizer)
-        now = tf.nest.map_structure(
-            lambda old, new: _where(state.collapsed, old, new), state.kept, now
-        )
-        young = progress_of(state.step, horizon) < YOUTH
-        kept = tf.nest.map_structure(
-            lambda old, new: tf.where(young, old, new), state.kept, now
-        )
-        parameters, non_trainable, optimizer = now
         update = state.previous_update
+        weights = (state.parameters, state.non_trainable, state.optimizer)
+
+        def back() -> Any:
+            old = (state.kept, tf.zeros_like(update))
+            return tf.nest.map_structure(
+                lambda old, new: _where(state.collapsed, old, new), old, stay()
+            )
+
+        def stay() -> Any:
+            return weights, update
+
+        # Nothing is copied where nothing has collapsed, as in most windows.
+        weights, update = tf.cond(tf.reduce_any(state.collapsed), back, stay)
+        young = progress_of(state.step, horizon) < YOUTH
+        kept = tf.cond(young, lambda: state.kept, lambda: weights)
+        parameters, non_trainable, optimizer = weights
         return state._replace(
             parameters=parameters,
             non_trainable=non_trainable,
             optimizer=optimizer,
             alive=state.alive | state.collapsed,
             kept=kept,
-            previous_update=_where(state.collapsed, tf.zeros_like(update), update),
+            previous_update=update,
         )
 
     # Before step 1.
