@@ -1,5 +1,6 @@
 """Learning inside `model.fit`: one short training run after another."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -71,7 +72,10 @@ def learn_in_fit(
     for number in range(episodes):
         learning_rate = float(np.exp(random.uniform(np.log(low), np.log(high))))
         renew(learning_rate)
-        model.fit(**fit_options, verbose=0, callbacks=[callback])
+        with warnings.catch_warnings():
+            # Exploration ruins many a run, and weights go back.
+            warnings.filterwarnings("ignore", "LearnedLearningRate: The loss")
+            model.fit(**fit_options, verbose=0, callbacks=[callback])
         decisions = callback.decisions
         reward = float(np.nansum(decisions["reward"]))
         yield FitEpisode(number, learning_rate, reward, float(decisions["loss"][-1]))
