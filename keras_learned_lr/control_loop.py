@@ -97,7 +97,6 @@ class ControlLoop:
         )
         self._validates = validation_loss is not None and "validation" in needs
         self._rollback = Rollback(model) if rollback else None
-        self._steps_of_run = 1
         self._device = _device_of(model)
         self._remote = isinstance(controller, RemoteController)
         self.decide_function = Traced(self._decide)
@@ -194,8 +193,6 @@ class ControlLoop:
 
     def set_horizon(self, horizon: int) -> None:
         """Sets the number of training steps of the whole run."""
-        # On the host too: to read it there would wait for the device.
-        self._steps_of_run = horizon
         self._horizon.assign(horizon)
 
     def plan(self, step: int) -> None:
@@ -290,7 +287,7 @@ class ControlLoop:
             self._rollback.put_back()
         else:
             back = self._rollback.close_window(
-                record.finite, record.loss, record.step, self._steps_of_run
+                record.finite, record.loss, record.step, self._horizon.read_value()
             )
         if back is not None:
             self._optimizer.assign(self._learning_rate)

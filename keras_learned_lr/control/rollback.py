@@ -5,6 +5,7 @@ import math
 import keras
 import tensorflow as tf
 
+from keras_learned_lr.control.actions import progress_of
 from keras_learned_lr.observation.layers import is_built
 from keras_learned_lr.observation.memory import Memory, is_undone
 
@@ -32,6 +33,11 @@ def has_collapsed(loss: tf.Tensor, memory: Memory) -> tf.Tensor:
     """
     again = (memory.setbacks < ATTEMPTS) | ~tf.math.is_finite(loss)
     return is_undone(loss, memory) & again
+
+
+def is_young(step: tf.Tensor, horizon: tf.Tensor) -> tf.Tensor:
+    """Returns whether a run goes back to its beginning; see `YOUTH`."""
+    return progress_of(step, horizon) < YOUTH
 
 
 class Rollback:
@@ -80,7 +86,7 @@ class Rollback:
         return self._kept_step.read_value()
 
     def close_window(
-        self, finite: bool, loss: float, step: int, horizon: int
+        self, finite: bool, loss: float, step: int, horizon: tf.Tensor
     ) -> int | None:
         """Keeps the weights of a run that has not collapsed.
 
@@ -88,7 +94,7 @@ class Rollback:
             finite: Whether every loss of the window that has ended was finite.
             loss: The loss now, NaN where none is known yet.
             step: Training steps taken.
-            horizon: Training steps of the whole run.
+            horizon: Training steps of the whole run, int64.
 
         Returns:
             After the third window in a row that was not finite, the step whose weights
@@ -99,8 +105,7 @@ class Rollback:
             self._windows.assign(0)
             if not self.make_copies():
                 return None
-            young = tf.constant(0 < step < YOUTH * horizon)
-            self._keep_function(tf.constant(step, tf.int64), young)
+            self._keep_function(tf.constant(step, tf.int64), horizon)
             return None
         self._windows.assign_add(1)
         if self._windows.numpy() < PATIENCE or math.isfinite(loss):
@@ -135,14 +140,14 @@ class Rollback:
         self._checkpoint.copies = self._copies
         return True
 
-    def _keep(self, step: tf.Tensor, young: tf.Tensor) -> None:
+    def _keep(self, step: tf.Tensor, horizon: tf.Tensor) -> None:
         values = [tf.convert_to_tensor(v.value) for v in self._variables]
         floating = [value for value in values if value.dtype.is_floating]
         # The last update of a window of finite losses may have been the fatal one.
         finite = tf.reduce_all(
             [tf.reduce_all(tf.math.is_finite(value)) for value in floating]
         )
-        keep = finite & ~(young & (self._kept_step >= 0))
+        keep = finite & ~(is_young(step, horizon) & (self._kept_step >= 0))
         for copy, value in zip(self._copies, values, strict=True):
             copy.assign(tf.where(keep, value, copy))
         self._kept_step.assign(tf.where(keep, step, self._kept_step))

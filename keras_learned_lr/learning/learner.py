@@ -387,22 +387,27 @@ class ControllerLearner:
         """
         checkpoints.restore(self, Path(path))
 
-    def begin_with(self, other: "ControllerLearner") -> None:
+    def begin_with(self, *others: "ControllerLearner") -> None:
         """Takes over the weights of another learner, and nothing else of it.
+
+        Args:
+            *others: The learner; the mean of their weights, where there are several.
 
         Raises:
             ValueError: If it is a learner of another shape.
         """
-        different = checkpoints.differences(other.config, self.config)
-        if different:
-            raise ValueError(
-                "The weights to begin with are of a learner with another "
-                f"{', '.join(different)}. Take the settings that it has."
-            )
+        for other in others:
+            different = checkpoints.differences(other.config, self.config)
+            if different:
+                raise ValueError(
+                    "The weights to begin with are of a learner with another "
+                    f"{', '.join(different)}. Take the settings that it has."
+                )
         for part in ("actor", "critic"):
-            mine, theirs = getattr(self.parts, part), getattr(other.parts, part)
-            for variable, value in zip(mine.variables, theirs.variables, strict=True):
-                variable.assign(value)
+            mine = getattr(self.parts, part).variables
+            theirs = [getattr(other.parts, part).variables for other in others]
+            for variable, *values in zip(mine, *theirs, strict=True):
+                variable.assign(sum(value.numpy() for value in values) / len(values))
 
     @classmethod
     def load(cls, path: str | Path) -> "ControllerLearner":

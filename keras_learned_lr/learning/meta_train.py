@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_learned_lr.files import replace_text
+from keras_learned_lr.files import finish_folder, replace_text
 from keras_learned_lr.learning.collect import collect_episode
 from keras_learned_lr.learning.evaluation import examine, greedy_act, set_exams
 from keras_learned_lr.learning.imitation import Imitation
@@ -308,7 +308,7 @@ class MetaTraining:
             self._imitation.restore(checkpoint / CHOICES)
 
     def _note_weights(self) -> None:
-        self._replace_folder(
+        finish_folder(
             self._write(NOTED, dataclasses.asdict(self.progress)),
             self.folder / f"{NOTED}-{self.progress.round}",
         )
@@ -319,15 +319,8 @@ class MetaTraining:
         Which smooths out what the last updates happened to do (Izmailov et al. 2018,
         "Averaging weights leads to wider optima").
         """
-        noted = [
-            ControllerLearner.load(self.folder / f"{NOTED}-{number}")
-            for number in self.config.averaged
-        ]
-        for part in ("actor", "critic"):
-            several = (getattr(learner.parts, part).variables for learner in noted)
-            mine = getattr(self.learner.parts, part).variables
-            for variable, *values in zip(mine, *several, strict=True):
-                variable.assign(sum(value.numpy() for value in values) / len(values))
+        noted = [self.folder / f"{NOTED}-{number}" for number in self.config.averaged]
+        self.learner.begin_with(*map(ControllerLearner.load, noted))
 
     def _keep_if_best(self, marks: dict[str, Any]) -> None:
         progress, ratio = self.progress, marks["ratio"]
@@ -340,16 +333,7 @@ class MetaTraining:
             "minutes": sum(progress.seconds.values()) / 60,
             "validation": marks,
         }
-        self._replace_folder(self._write(BEST, mark), self.folder / BEST)
-
-    def _replace_folder(self, unfinished: Path, target: Path) -> None:
-        """Puts a whole folder in the place of another; a kill leaves one of them."""
-        old = target.with_name(f"{target.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if target.exists():
-            os.replace(target, old)
-        os.replace(unfinished, target)
-        shutil.rmtree(old, ignore_errors=True)
+        finish_folder(self._write(BEST, mark), self.folder / BEST)
 
     def _trim_log(self) -> None:
         """Takes out of the log what came after the checkpoint: it is done again."""

@@ -13,8 +13,8 @@ import keras
 import tensorflow as tf
 from keras.src.losses.losses import LossFunctionWrapper
 
-from keras_learned_lr.control.actions import ActionForm, ActionState, progress_of
-from keras_learned_lr.control.rollback import YOUTH, has_collapsed
+from keras_learned_lr.control.actions import ActionForm, ActionState
+from keras_learned_lr.control.rollback import has_collapsed, is_young
 from keras_learned_lr.learning import optimizers, window
 from keras_learned_lr.learning.batched_model import BatchedModel, Layout
 from keras_learned_lr.learning.gradients import WAYS, LossAndGradients, batch_loss
@@ -243,7 +243,7 @@ class Trainees:
 
         # Nothing is copied where nothing has collapsed, as in most windows.
         weights, update = tf.cond(tf.reduce_any(state.collapsed), back, stay)
-        young = progress_of(state.step, horizon) < YOUTH
+        young = is_young(state.step, horizon)
         kept = tf.cond(young, lambda: state.kept, lambda: weights)
         parameters, non_trainable, optimizer = weights
         return state._replace(
