@@ -40,7 +40,7 @@ demo: $(DEMO_STAMP) ## Install what the demo needs and run it.
 
 controller: $(DEMO_STAMP) ## Train the controller that ships from nothing, or go on: 20 to 40 minutes.
 	$(BIN)/keras-learned-lr train default --to runs/default --resume
-	$(BIN)/keras-learned-lr export runs/default/controller --lift 0.02 \
+	$(BIN)/keras-learned-lr export runs/default/controller \
 		--to keras_learned_lr/control/pretrained/default
 
 test: lint ## Lint, check types and run the tests, except the slow ones.

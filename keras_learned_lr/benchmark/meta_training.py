@@ -58,7 +58,7 @@ def _one_seed(seed: int, config: str, folder: Path) -> dict[str, Any]:
     training = MetaTraining(chosen, folder, resume=True)
     progress = training.run()
     exams = set_exams(
-        training.sampler,
+        training.exam_sampler,
         chosen.templates("validation"),
         chosen.evaluation_horizons,
         EXAM_TASKS * chosen.evaluation_tasks,

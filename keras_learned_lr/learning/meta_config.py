@@ -5,6 +5,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, ClassVar
 
+from keras_learned_lr.control.actions import ActionForm, ScaleFactor
 from keras_learned_lr.control.config import Configurable
 from keras_learned_lr.learning.config import LearnerConfig
 from keras_learned_lr.learning.environment import BASELINES
@@ -32,6 +33,8 @@ class MetaTrainConfig(Configurable):
         imitation_batches: Batches of trainees that they learn from, the latest ones.
         averaged: Rounds after which the weights are noted; at the end of the run they
             become the mean of those.
+        lift: Decades that every decision of the finished controller adds, and none of
+            the one that learns; see `ScaleFactor`. Evaluations mark the finished one.
         training: Names of the split's training templates, "mixtures_adam"; all of them
             where empty.
         validation: The same for validation.
@@ -63,6 +66,7 @@ class MetaTrainConfig(Configurable):
     imitation_steps: int = 120
     imitation_batches: int = 120
     averaged: tuple[int, ...] = ()
+    lift: float = 0.0
     training: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
     templates_per_round: int = 3
@@ -138,8 +142,25 @@ class MetaTrainConfig(Configurable):
             raise ValueError(
                 f"`baseline` must be one of {BASELINES}. Received: {self.baseline!r}"
             )
+        self.finished_form()  # raises if its form cannot be lifted
         for chosen in ("training", "validation"):
             self.templates(chosen)  # raises if a name is unknown
+
+    def finished_form(self) -> ActionForm:
+        """Returns the action form of the controller that the run ends with.
+
+        Raises:
+            ValueError: If there is a lift and the form has no factor that it could lift.
+        """
+        form = self.learner.action_form
+        if not self.lift:
+            return form
+        if not isinstance(form, ScaleFactor):
+            raise ValueError(
+                "Only a factor can be lifted: leave `lift` 0, or choose another form. "
+                f"Received: lift={self.lift!r}, action_form={form}"
+            )
+        return dataclasses.replace(form, lift=self.lift)
 
     def with_seed(self, seed: int) -> "MetaTrainConfig":
         """Returns the same settings with other tasks and another learner."""

@@ -84,9 +84,11 @@ class MetaTraining:
         self._claim_folder(resume)
         batch = config.tasks * config.group
         self.learner = ControllerLearner(self._learner_config(), batch)
-        self.sampler = make_sampler(config)
+        # A lift is for the finished controller only, so it is marked on trainees of its
+        # own; they share no template, hence no graph, with those that it learns from.
+        self.exam_sampler = make_sampler(config, config.finished_form())
         self.progress = Progress()
-        self._stream = TaskStream(config, self.sampler)
+        self._stream = TaskStream(config, make_sampler(config))
         self._environment = make_environment(config, self._stream)
         policy = self.learner.collect_policy
         self._act = tf.function(policy.action, autograph=False)
@@ -193,7 +195,7 @@ class MetaTraining:
         if self._exams is None:
             config = self.config
             self._exams = set_exams(
-                self.sampler,
+                self.exam_sampler,
                 config.templates("validation"),
                 config.evaluation_horizons,
                 config.evaluation_tasks,
@@ -213,6 +215,9 @@ class MetaTraining:
         best = ControllerLearner.load(self.folder / BEST)
         mark = json.loads((self.folder / BEST / STATE).read_text(encoding="utf-8"))
         config = self.config
+        best.config = dataclasses.replace(
+            best.config, action_form=config.finished_form()
+        )
         return best.export(
             self.folder / "controller",
             tasks=[template.name for template in config.templates("training")],

@@ -168,6 +168,22 @@ def test_weights_that_were_noted_are_averaged_at_the_end(tmp_path, config):
             np.testing.assert_array_equal(mean, saved, err_msg=name)
 
 
+def test_a_lift_is_for_the_finished_controller_alone(tmp_path, config):
+    config = dataclasses.replace(config, rounds=2)
+    plain = MetaTraining(config, tmp_path / "plain")
+    lifted = MetaTraining(dataclasses.replace(config, lift=0.2), tmp_path / "lifted")
+    records = {}
+    for run in (plain, lifted):
+        records[run] = []
+        run.run(records[run].append)
+    for learned, same in zip(weights(plain), weights(lifted), strict=True):
+        np.testing.assert_array_equal(learned, same)
+    marks = [records[run][-1]["validation"]["ratio"] for run in (plain, lifted)]
+    assert marks[0] != marks[1]
+    exported = load_controller(lifted.export_best()).action_form
+    assert exported == dataclasses.replace(config.learner.action_form, lift=0.2)
+
+
 def test_a_run_learns_and_reports_where_its_time_goes(tmp_path, config):
     run = MetaTraining(config, tmp_path)
     before = [v.numpy() for v in run.learner.parts.actor.trainable_variables]
@@ -248,6 +264,11 @@ def test_shipped_configs_have_no_key_that_is_not_explained(file):
         ("most_wrong = 1.5", "`most_wrong` must be at least 0.01"),
         ("fewest_rows = 0", "`fewest_rows` must be an int of at least 1"),
         ('baseline = "best"', "`baseline` must be one of"),
+        ("lift = 2.0", "`lift` must be within 1 decade"),
+        (
+            'lift = 0.1\n[learner.action_form]\nname = "LogLearningRate"',
+            "Only a factor can be lifted",
+        ),
     ],
 )
 def test_a_wrong_config_is_refused(tmp_path, text, message):
