@@ -150,7 +150,7 @@ class MetaTrainConfig(Configurable):
         """Returns the action form of the controller that the run ends with.
 
         Raises:
-            ValueError: If there is a lift and the form has no factor that it could lift.
+            ValueError: If there is a lift and the form has no factor to lift.
         """
         form = self.learner.action_form
         if not self.lift:
