@@ -1,6 +1,5 @@
 """Commands for a controller behind TensorFlow Serving: `export` and `serve-check`."""
 
-import dataclasses
 import json
 import os
 import sys
@@ -29,6 +28,7 @@ def export(
     ] = None,
 ) -> None:
     """Write a controller as the next version of a model for TensorFlow Serving."""
+    from keras_learned_lr.control.actions import lifted
     from keras_learned_lr.control.export import can_warm_up, export_version
     from keras_learned_lr.control.model_card import read_card
     from keras_learned_lr.controllers import as_controller
@@ -37,21 +37,13 @@ def export(
     try:
         source: Any = as_controller(controller)
         if lift is not None:
-            source.action_form = _lifted(source.action_form, lift)
+            source.action_form = lifted(source.action_form, lift)
         card = read_card(source.path) if hasattr(source, "path") else None
         observations = rehearse(source).observations if can_warm_up() else None
         facts = card["trained"] if card else {}
         print(export_version(source, to, observations, facts))
     except (ValueError, OSError) as error:
         sys.exit(f"{error}")
-
-
-def _lifted(form: Any, lift: float) -> Any:
-    from keras_learned_lr.control.actions import ScaleFactor
-
-    if not isinstance(form, ScaleFactor):
-        raise ValueError(f"Only a factor can be lifted. Received: {form}")
-    return dataclasses.replace(form, lift=lift)
 
 
 @app.command("serve-check")

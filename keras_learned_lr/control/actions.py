@@ -316,6 +316,24 @@ class DirectLearningRate(ActionForm):
         return state.default * self.largest * 0.5 * (action + 1.0)
 
 
+def lifted(form: ActionForm, lift: float) -> ActionForm:
+    """Returns a form like another, but for its `ScaleFactor.lift`.
+
+    Args:
+        form: The other one.
+        lift: Decades that every decision adds.
+
+    Raises:
+        ValueError: If the form has no factor to lift, or `lift` is out of bounds.
+    """
+    if not isinstance(form, ScaleFactor):
+        raise ValueError(
+            "Only a factor can be lifted: leave the lift out, or choose another form. "
+            f"Received: {form}"
+        )
+    return dataclasses.replace(form, lift=lift)
+
+
 def progress_of(step: tf.Tensor, horizon: tf.Tensor) -> tf.Tensor:
     """Returns t / T as float32, within [0, 1]."""
     # float64 for the division alone: float32 cannot tell steps apart beyond 2**24.

@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, ClassVar
 
-from keras_learned_lr.control.actions import ActionForm, ScaleFactor
+from keras_learned_lr.control.actions import ActionForm, lifted
 from keras_learned_lr.control.config import Configurable
 from keras_learned_lr.learning.config import LearnerConfig
 from keras_learned_lr.learning.environment import BASELINES
@@ -153,14 +153,7 @@ class MetaTrainConfig(Configurable):
             ValueError: If there is a lift and the form has no factor to lift.
         """
         form = self.learner.action_form
-        if not self.lift:
-            return form
-        if not isinstance(form, ScaleFactor):
-            raise ValueError(
-                "Only a factor can be lifted: leave `lift` 0, or choose another form. "
-                f"Received: lift={self.lift!r}, action_form={form}"
-            )
-        return dataclasses.replace(form, lift=self.lift)
+        return lifted(form, self.lift) if self.lift else form
 
     def with_seed(self, seed: int) -> "MetaTrainConfig":
         """Returns the same settings with other tasks and another learner."""

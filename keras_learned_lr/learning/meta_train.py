@@ -86,9 +86,10 @@ class MetaTraining:
         self.learner = ControllerLearner(self._learner_config(), batch)
         # A lift is for the finished controller only, so it is marked on trainees of its
         # own; they share no template, hence no graph, with those that it learns from.
-        self.exam_sampler = make_sampler(config, config.finished_form())
+        sampler = make_sampler(config)
+        self.exam_sampler = sampler.watching(sampler.spec, config.finished_form())
         self.progress = Progress()
-        self._stream = TaskStream(config, make_sampler(config))
+        self._stream = TaskStream(config, sampler)
         self._environment = make_environment(config, self._stream)
         policy = self.learner.collect_policy
         self._act = tf.function(policy.action, autograph=False)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_learned_lr.control.actions import ActionForm
 from keras_learned_lr.learning.environment import TraineesEnvironment
 from keras_learned_lr.learning.meta_config import MetaTrainConfig
 from keras_learned_lr.learning.tasks.sampler import (
@@ -52,19 +51,12 @@ class TaskStream:
         )
 
 
-def make_sampler(
-    config: MetaTrainConfig, form: ActionForm | None = None
-) -> TaskSampler:
-    """Returns the sampler of the tasks that a config describes.
-
-    Args:
-        config: The settings.
-        form: What actions mean; the form of the learner if None.
-    """
+def make_sampler(config: MetaTrainConfig) -> TaskSampler:
+    """Returns the sampler of the tasks that a config describes."""
     learner = config.learner
     return TaskSampler(
         learner.observation_spec,
-        form or learner.action_form,
+        learner.action_form,
         config.shown,
         config.fewest_rows,
         config.most_wrong,
