@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_learned_lr.control.actions import ActionForm
+from keras_learned_lr.learning import _tf_agents as tfa
 from keras_learned_lr.learning.environment import TraineesEnvironment
 from keras_learned_lr.learning.evaluation import run_level
 from keras_learned_lr.learning.learner import ControllerLearner
@@ -40,18 +41,21 @@ SLOPE_BELOW, SLOPE_ABOVE = 0.5, 1.0
 # The levels, in decades, for which costs are kept.
 LEVELS = np.linspace(-4.0, 4.0, 81, dtype="float32")
 
-EXAMPLES_A_STEP = 1024
+RUNS_A_STEP = 64
 
 
 class Choices(NamedTuple):
-    """Decisions of one batch of trainees; float32 arrays, one row a decision.
+    """Decisions of one batch of trainees; float32 arrays, one row a run.
 
     Attributes:
-        observation: `[n, features + privileged]`.
-        level: Before the decision, over the template's learning rate.
-        default: The default learning rate, over the same.
-        progress: `[n, 2]`, training steps taken and of the whole run.
-        task: int32, the row of `costs`.
+        observation: `[runs, decisions, features + privileged]`.
+        level: Before the decision, over the template's learning rate, `[runs,
+            decisions]`.
+        default: The default learning rate, over the same, `[runs, decisions]`.
+        progress: Training steps taken and of the whole run, `[runs, decisions, 2]`.
+        counts: 1 for a decision to learn from, 0 for what came after a run was lost,
+            `[runs, decisions]`.
+        task: int32, the row of `costs`, `[runs]`.
         costs: What each of `LEVELS` costs a task, log loss over the lowest found,
             `[tasks, levels]`.
     """
@@ -60,6 +64,7 @@ class Choices(NamedTuple):
     level: np.ndarray
     default: np.ndarray
     progress: np.ndarray
+    counts: np.ndarray
     task: np.ndarray
     costs: np.ndarray
 
@@ -68,7 +73,7 @@ class Imitation:
     """Teaches a learner's actor what searches found.
 
     Args:
-        learner: What learns; its actor must not be recurrent.
+        learner: What learns.
         rounds: In how many rounds exploration and learning rate come down.
         learning_rate: Of the learner's optimizer in the first round.
         steps: Gradient steps a round.
@@ -122,24 +127,25 @@ class Imitation:
         reference = batch.template.learning_rate
         horizon = int(batch.members.horizon)
         rows: list[tuple[np.ndarray, ...]] = []
+        memory = self._learner.collect_policy.get_initial_state(len(batch.task))
         while not now.is_last().all():
             state = environment.state
             assert state is not None
             progress = np.array([int(state.step), horizon], np.float32)
             row = (
-                (state.alive | state.collapsed).numpy(),
                 now.observation,
                 state.action.level.numpy() / reference,
                 state.action.default.numpy() / reference,
                 np.tile(progress, (len(batch.task), 1)),
-                batch.task.astype("int32"),
+                (state.alive | state.collapsed).numpy().astype("float32"),
             )
             rows.append(row)
-            now = environment.step(act(now, ()).action.numpy())
-        alive, *columns, task = (np.stack(column) for column in zip(*rows, strict=True))
+            chosen = act(now, memory)
+            memory = chosen.state
+            now = environment.step(chosen.action.numpy())
+        columns = (np.stack(column, axis=1) for column in zip(*rows, strict=True))
         costs = search(batch, rng)
-        observation, level, default, at = (column[alive] for column in columns)
-        self._kept.append(Choices(observation, level, default, at, task[alive], costs))
+        self._kept.append(Choices(*columns, batch.task.astype("int32"), costs))
         return environment.score(), horizon * len(batch.task)
 
     def learn(self, rng: np.random.Generator) -> float:
@@ -151,19 +157,26 @@ class Imitation:
         Returns:
             The mean cost of the levels that it chose, log loss over the best.
         """
-        offsets = np.cumsum([0, *(len(c.costs) for c in self._kept)])
-        tasks = [c.task + at for c, at in zip(self._kept, offsets, strict=False)]
-        costs = tf.constant(np.concatenate([c.costs for c in self._kept]))
+        kept = self._kept
+        offsets = np.cumsum([0, *(len(c.costs) for c in kept)])
+        tasks = [c.task + at for c, at in zip(kept, offsets, strict=False)]
+        task, costs = np.concatenate(tasks), np.concatenate([c.costs for c in kept])
+        longest = max(c.level.shape[1] for c in kept)
         columns = [
-            np.concatenate([getattr(c, name) for c in self._kept])
-            for name in ("observation", "level", "default", "progress")
+            np.concatenate([_padded(getattr(c, name), longest, mode) for c in kept])
+            for name, mode in (
+                ("observation", "edge"),
+                ("level", "edge"),
+                ("default", "edge"),
+                ("progress", "edge"),
+                ("counts", "constant"),
+            )
         ]
-        columns.append(np.concatenate(tasks))
         found = []
         for _ in range(self._steps):
-            chosen = rng.integers(0, len(columns[0]), EXAMPLES_A_STEP)
-            *inputs, task = (tf.constant(column[chosen]) for column in columns)
-            found.append(self._train(*inputs, tf.gather(costs, task)))
+            chosen = rng.integers(0, len(task), RUNS_A_STEP)
+            inputs = (column[chosen] for column in columns)
+            found.append(self._train(*inputs, costs[task[chosen]]))
         return float(tf.reduce_mean(found))
 
     def end(self) -> None:
@@ -225,6 +238,11 @@ def _costs(levels: np.ndarray, losses: np.ndarray) -> np.ndarray:
     ).astype("float32")
 
 
+def _padded(column: np.ndarray, decisions: int, mode: str) -> np.ndarray:
+    missing = [(0, 0), (0, decisions - column.shape[1]), (0, 0)]
+    return np.pad(column, missing[: column.ndim], mode)
+
+
 def build_step(learner: ControllerLearner) -> Callable[..., tf.Tensor]:
     """Builds the tf.function of one gradient step.
 
@@ -232,25 +250,31 @@ def build_step(learner: ControllerLearner) -> Callable[..., tf.Tensor]:
         learner: Whose actor is trained, by its own optimizer.
 
     Returns:
-        A function of `Choices.observation`, `level`, `default`, `progress` and the
-        costs of each row's task; it returns their mean cost.
+        A function of `Choices.observation`, `level`, `default`, `progress`, `counts`
+        and the costs of each run's task; it returns their mean cost.
     """
     form, parts = learner.action_form, learner.parts
     actor, limit = parts.actor, learner.config.gradient_clipping
 
-    @tf.function(autograph=False)
+    # Runs have as many decisions as their horizon allows: no trace for each number.
+    @tf.function(autograph=False, reduce_retracing=True)
     def step(
         observation: tf.Tensor,
         level: tf.Tensor,
         default: tf.Tensor,
         progress: tf.Tensor,
+        counts: tf.Tensor,
         costs: tf.Tensor,
     ) -> tf.Tensor:
-        middle = tf.ones(tf.shape(observation)[:1], tf.int32)
+        runs = tf.shape(level)[0]
+        middle = tf.fill(tf.shape(level), tfa.time_step.StepType.MID)
         with tf.GradientTape() as tape:
-            action = actor(observation, middle, ())[0].loc
+            # From a state of zeros, as in the middle of an episode no state is reset.
+            memory = actor.get_initial_state(runs)
+            action = actor(observation, middle, memory)[0].loc
             chosen = _chosen_level(form, action, level, default, progress)
-            cost = tf.reduce_mean(cost_of(chosen, costs))
+            cost = tf.reduce_sum(counts * cost_of(chosen, costs))
+            cost /= tf.maximum(tf.reduce_sum(counts), 1.0)
         gradients = tape.gradient(cost, actor.trainable_variables)
         if limit is not None:
             gradients, _ = tf.clip_by_global_norm(gradients, limit)
@@ -269,15 +293,15 @@ def _chosen_level(
     progress: tf.Tensor,
 ) -> tf.Tensor:
     state = form.initial_state(default)._replace(level=level)
-    return form.step(state, action, progress[:, 0], progress[:, 1])[0].level
+    return form.step(state, action, progress[..., 0], progress[..., 1])[0].level
 
 
 def cost_of(level: tf.Tensor, costs: tf.Tensor) -> tf.Tensor:
     """Returns what levels cost, linear between `LEVELS`.
 
     Args:
-        level: Over the template's learning rate, `[n]`.
-        costs: Of `LEVELS`, `[n, levels]`.
+        level: Over the template's learning rate, `[runs, decisions]`.
+        costs: Of `LEVELS`, `[runs, levels]`.
     """
     apart = float(LEVELS[1] - LEVELS[0])
     place = (tf.math.log(level) / tf.math.log(10.0) - float(LEVELS[0])) / apart

@@ -122,12 +122,6 @@ class MetaTrainConfig(Configurable):
                 "`imitation_learning_rate` must be positive and finite. Received: "
                 f"{self.imitation_learning_rate!r}"
             )
-        if self.imitation_rounds and self.learner.network != "mlp":
-            raise ValueError(
-                "A recurrent controller cannot imitate: decisions are learned one by "
-                'one. Take `network = "mlp"` or `imitation_rounds = 0`. Received: '
-                f"network={self.learner.network!r}"
-            )
         if not self.shortest_horizon <= self.longest_horizon:
             raise ValueError(
                 "`longest_horizon` must not be below `shortest_horizon`. Received: "

@@ -10,12 +10,14 @@ from keras_learned_lr.learning.tasks import (  # noqa: F401
     friedman,
     gaussian_mixtures,
     plateaus,
+    recommenders,
     reconstruction,
     sequences,
     tables,
     teacher_networks,
     text,
     textures,
+    topics,
 )
 from keras_learned_lr.learning.tasks.models import MODELS
 from keras_learned_lr.learning.tasks.split import TaskTemplate, read_split

@@ -9,6 +9,8 @@ from keras import layers
 # Gain and fan of a kernel's initial deviation, √(gain / fan), and how often each is
 # drawn: Keras's own (Glorot & Bengio 2010), He et al. 2015, LeCun et al. 1998.
 SCALES = (("average", 1.0, 0.6), ("in", 2.0, 0.2), ("in", 1.0, 0.2))
+# Largest initial weight of an embedding, Keras's own.
+EMBEDDED = 0.05
 NARROWEST = 0.35
 MASKED = (layers.Dense, layers.Conv2D)
 
@@ -107,6 +109,8 @@ def draw_parameters(
         shape = (tasks, *variable.shape)
         if variable.path.endswith("recurrent_kernel"):
             values = _orthogonal(shape, rng)
+        elif "embedding" in variable.path:
+            values = rng.uniform(-EMBEDDED, EMBEDDED, size=shape)
         elif len(variable.shape) > 1 and variable.path.endswith("kernel"):
             fan_in, fan_out = map(np.asarray, _fans(variable))
             if id(variable) in widths.kept_in:

@@ -6,6 +6,8 @@ from typing import Any
 import keras
 from keras import layers
 
+from keras_learned_lr.learning.tasks.initial import EMBEDDED
+
 Maker = Callable[..., keras.Model]
 
 
@@ -29,6 +31,66 @@ def mlp(
         else:
             stack.append(layers.Dense(width, activation))
     return keras.Sequential([*stack, layers.Dense(outputs)])
+
+
+def _embedding(size: int, name: str = "embedding") -> keras.Layer:
+    """Returns what `layers.Embedding` is to one-hot inputs, and begins like it."""
+    start = keras.initializers.RandomUniform(-EMBEDDED, EMBEDDED)
+    return layers.Dense(size, use_bias=False, kernel_initializer=start, name=name)
+
+
+def bag(
+    shape: tuple[int, ...],
+    outputs: int,
+    size: int = 16,
+    width: int = 16,
+    activation: str = "relu",
+) -> keras.Model:
+    """Returns the mean of a text's embeddings, and a hidden layer on it."""
+    return keras.Sequential(
+        [
+            keras.Input(shape),
+            _embedding(size),
+            layers.Dense(width, activation),
+            layers.Dense(outputs),
+        ]
+    )
+
+
+def factors(
+    shape: tuple[int, ...], outputs: int, first: int = 40, size: int = 8
+) -> keras.Model:
+    """Returns the product of two embeddings, and an offset of each (Koren 2009).
+
+    Args:
+        shape: Of the input.
+        outputs: Units of the last layer.
+        first: Inputs that say which the first thing is; the others say the second.
+        size: Of the embeddings.
+    """
+    inputs = keras.Input(shape)
+    parts = {"first": inputs[:, :first], "second": inputs[:, first:]}
+    embedded = [_embedding(size, f"{k}_embedding")(x) for k, x in parts.items()]
+    product = layers.Multiply()(embedded)
+    both = layers.Concatenate()([product, _embedding(1, "offset_embedding")(inputs)])
+    return keras.Model(inputs, layers.Dense(outputs)(both))
+
+
+def twins(
+    shape: tuple[int, ...],
+    outputs: int,
+    size: int = 6,
+    width: int = 16,
+    activation: str = "silu",
+) -> keras.Model:
+    """Returns a hidden layer on two embeddings out of one table."""
+    inputs = keras.Input(shape)
+    half = shape[0] // 2
+    table = _embedding(size)
+    parts = [table(inputs[:, :half]), table(inputs[:, half:])]
+    x = layers.Concatenate()([layers.Multiply()(parts), layers.Add()(parts)])
+    x = layers.Dense(width, activation)(x)
+    return keras.Model(inputs, layers.Dense(outputs)(x))
 
 
 def bottleneck(
@@ -116,6 +178,9 @@ def attention(
 
 MODELS: dict[str, Maker] = {
     "mlp": mlp,
+    "bag": bag,
+    "factors": factors,
+    "twins": twins,
     "bottleneck": bottleneck,
     "cnn": cnn,
     "residual": residual,
