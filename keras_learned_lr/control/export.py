@@ -23,7 +23,6 @@ class _ExportedController(tf.Module):
 
     def __init__(self, controller: Exportable) -> None:
         super().__init__()
-        self._tracked = list(controller.variables)
         features = len(controller.observation_spec.names)
         first = controller.initial_state(1)
         states = [
@@ -61,6 +60,10 @@ class _ExportedController(tf.Module):
             name: tf.function(function, input_signature=inputs, autograph=False)
             for name, (function, inputs) in signatures.items()
         }
+        # A policy of TF-Agents names the variables of its critic among its own.
+        acting = self.signatures_to_save["serving_default"].get_concrete_function()
+        captured = {id(tensor) for tensor in acting.captured_inputs}
+        self._tracked = [v for v in controller.variables if id(v.handle) in captured]
 
 
 def export_controller(controller: Exportable, path: str | Path) -> Path:

@@ -78,40 +78,97 @@ def test_a_search_finds_what_each_level_costs_a_task():
 def test_costs_are_linear_between_levels():
     costs = np.abs(LEVELS - 1.5)[np.newaxis]
     for decades in (-3.98, 0.0, 0.04, 1.5, 3.7):
-        found = cost_of(tf.constant([10.0**decades], tf.float32), tf.constant(costs))
-        assert float(found[0]) == pytest.approx(abs(decades - 1.5), abs=1e-3)
+        found = cost_of(tf.constant([[10.0**decades]], tf.float32), tf.constant(costs))
+        assert float(found[0, 0]) == pytest.approx(abs(decades - 1.5), abs=1e-3)
     # Beyond the last, what the last one costs.
-    assert float(cost_of(tf.constant([1e9]), tf.constant(costs))[0]) == pytest.approx(
-        2.5, abs=0.01
+    last = cost_of(tf.constant([[1e9]]), tf.constant(costs))
+    assert float(last[0, 0]) == pytest.approx(2.5, abs=0.01)
+
+
+def kinds_of_tasks(decisions, tells):
+    """2000 runs on two kinds of task: one wants a level of a tenth, one of ten times.
+
+    `tells` are the decisions at which the second feature tells which it is.
+    """
+    rng = np.random.default_rng(0)
+    kinds = rng.integers(0, 2, 2000)
+    level = 10.0 ** rng.uniform(-1.5, 1.5, (2000, decisions))
+    told = np.zeros((2000, decisions))
+    told[:, tells] = 2.0 * kinds[:, np.newaxis] - 1.0
+    observation = np.stack([np.log10(level), told], -1)
+    costs = np.abs(LEVELS - np.array([[-1.0], [1.0]]))
+    progress = np.tile([10, 1000], (2000, decisions, 1))
+    ones = np.ones((2000, decisions))
+    columns = (observation, level, ones, progress, ones)
+    return Choices(
+        *(column.astype("float32") for column in columns),
+        kinds.astype("int32"),
+        costs.astype("float32"),
     )
+
+
+def taught(config, choices, steps):
+    learner = ControllerLearner(config)
+    imitation = Imitation(learner, rounds=1, steps=steps, kept=1)
+    imitation._kept.append(choices)
+    learner.parts.optimizer.learning_rate.assign(1e-2)
+    # An action of at most 2 decades reaches nearly every goal from these levels.
+    imitation.learn(np.random.default_rng(1))
+    return learner.greedy(), imitation.learn(np.random.default_rng(2))
 
 
 def test_an_actor_learns_to_choose_the_cheapest_level():
     config = LearnerConfig(observation=("log_level", "progress"), hidden=(16,))
-    learner = ControllerLearner(config)
-    imitation = Imitation(learner, rounds=1, steps=400, kept=1)
-    rng = np.random.default_rng(0)
-    # Two kinds of task, which the second feature tells apart: one wants a level of a
-    # tenth, the other of ten times the template's learning rate.
-    kinds = rng.integers(0, 2, 2000)
-    level = 10.0 ** rng.uniform(-1.5, 1.5, 2000)
-    observation = np.stack([np.log10(level), 2.0 * kinds - 1.0], 1)
-    costs = np.abs(LEVELS - np.array([[-1.0], [1.0]]))
-    columns = (observation, level, np.ones(2000), np.tile([10, 1000], (2000, 1)))
-    floats = [column.astype("float32") for column in columns]
-    imitation._kept.append(
-        Choices(*floats, kinds.astype("int32"), costs.astype("float32"))
+    choices = kinds_of_tasks(decisions=1, tells=[0])
+    held = cost_of(
+        tf.constant(choices.level), tf.gather(tf.constant(choices.costs), choices.task)
     )
-    learner.parts.optimizer.learning_rate.assign(1e-2)
-    costs_held = tf.gather(tf.constant(costs, tf.float32), kinds)
-    held = cost_of(tf.constant(floats[1]), costs_held)
     assert float(tf.reduce_mean(held)) > 0.9
-    imitation.learn(rng)
-    # An action of at most 2 decades reaches nearly every goal from these levels.
-    assert imitation.learn(rng) < 0.3
-    action = learner.greedy().act(tf.constant([[0.0, -1.0], [0.0, 1.0]]), [])[0]
-    low, high = action.numpy()
+    greedy, cost = taught(config, choices, 400)
+    assert cost < 0.3
+    low, high = greedy.act(tf.constant([[0.0, -1.0], [0.0, 1.0]]), [])[0].numpy()
     assert low < -0.3 and high > 0.3
+
+
+def test_a_recurrent_actor_learns_from_what_it_saw_before():
+    config = LearnerConfig(
+        observation=("log_level", "progress"),
+        network="lstm",
+        hidden=(16,),
+        lstm_size=8,
+    )
+    # It is told at the first of three decisions what the other two should be.
+    greedy, cost = taught(config, kinds_of_tasks(decisions=3, tells=[0]), 300)
+    assert cost < 0.3
+    state = greedy.initial_state(2)
+    state = greedy.act(tf.constant([[0.0, -1.0], [0.0, 1.0]]), state)[1]
+    for _ in range(2):
+        action, state = greedy.act(tf.zeros((2, 2)), state)[:2]
+        low, high = action.numpy()
+        assert low < -0.3 and high > 0.3
+
+
+def test_what_came_after_a_run_was_lost_is_not_learned_from():
+    choices = kinds_of_tasks(decisions=3, tells=[0, 1, 2])
+    spoilt = choices.observation.copy()
+    spoilt[:, 1:] *= -1.0  # says the opposite of what is right
+    counts = np.tile(np.array([1, 0, 0], np.float32), (2000, 1))
+    config = LearnerConfig(observation=("log_level", "progress"), hidden=(16,))
+    _, cost = taught(
+        config, choices._replace(observation=spoilt, counts=counts), steps=300
+    )
+    assert cost < 0.3
+
+
+def test_runs_of_different_lengths_are_learned_from_together():
+    learner = ControllerLearner(
+        LearnerConfig(observation=("log_level", "progress"), hidden=(16,))
+    )
+    imitation = Imitation(learner, rounds=1, steps=20, kept=2)
+    imitation._kept.append(kinds_of_tasks(decisions=1, tells=[0]))
+    imitation._kept.append(kinds_of_tasks(decisions=3, tells=[0, 1, 2]))
+    assert np.isfinite(imitation.learn(np.random.default_rng(0)))
+    assert all(np.isfinite(v.numpy()).all() for v in learner.parts.actor.variables)
 
 
 def test_runs_that_diverge_are_learned_from_once_they_are_back():
@@ -124,16 +181,14 @@ def test_runs_that_diverge_are_learned_from_once_they_are_back():
     (choices,) = imitation._kept
     assert np.isnan(finals).any() and np.isfinite(finals).any()
     assert np.isfinite(choices.observation).all()
-    decisions = len(np.unique(choices.progress[:, 0]))
-    assert len(choices.level) == decisions * config.group
+    assert choices.counts.all()
+    assert len(choices.level) == config.group
+    assert (np.diff(choices.progress[0, :, 0]) > 0).all()
     # Of the searches.
-    assert steps == choices.progress[0, 1] * config.group
+    assert steps == choices.progress[0, 0, 1] * config.group
 
 
-def test_a_recurrent_controller_cannot_imitate():
-    recurrent = dataclasses.replace(TINY.learner, network="lstm")
-    with pytest.raises(ValueError, match="cannot imitate.*'lstm'"):
-        dataclasses.replace(TINY, learner=recurrent)
+def test_a_number_of_rounds_is_not_negative():
     with pytest.raises(ValueError, match="imitation_rounds.*-1"):
         dataclasses.replace(TINY, imitation_rounds=-1)
 

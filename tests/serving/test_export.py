@@ -226,6 +226,24 @@ def test_a_learner_exports_versions_with_the_observations_of_a_run(tmp_path):
     )
 
 
+@pytest.mark.parametrize("network", ["mlp", "lstm"])
+def test_an_export_holds_the_actor_and_no_critic(tmp_path, network):
+    from keras_learned_lr.learning import ControllerLearner, LearnerConfig
+
+    learner = ControllerLearner(
+        LearnerConfig(network=network, hidden=(5,), lstm_size=3, privileged=2)
+    )
+    path = export_controller(learner.greedy(), tmp_path / "controller")
+    held = [
+        shape
+        for name, shape in tf.train.list_variables(str(path / "variables/variables"))
+        if not name.startswith("_CHECKPOINTABLE")
+    ]
+    parts = learner.parts
+    acting = [*parts.actor.trainable_variables, parts.deviation]
+    assert sorted(held) == sorted(v.shape.as_list() for v in acting)
+
+
 class TestCommand:
     def test_writes_the_next_version_of_what_it_is_given(self, tmp_path):
         controller = export(tmp_path / "source", "recurrent")
