@@ -78,6 +78,7 @@ class Imitation:
         learning_rate: Of the learner's optimizer in the first round.
         steps: Gradient steps a round.
         kept: Batches whose decisions are learned from, the latest ones.
+        deviation: Standard deviation of the actions in the first round.
     """
 
     def __init__(
@@ -87,11 +88,13 @@ class Imitation:
         learning_rate: float = 1e-3,
         steps: int = 120,
         kept: int = 120,
+        deviation: float = 0.25,
     ) -> None:
         self._learner = learner
         self._rounds = rounds
         self._learning_rate = learning_rate
         self._steps = steps
+        self._deviation = deviation
         self._kept: deque[Choices] = deque(maxlen=kept)
         self._train = build_step(learner)
 
@@ -99,7 +102,7 @@ class Imitation:
         """Sets exploration and learning rate to where round `index` has them."""
         left = 1.0 - index / self._rounds
         parts = self._learner.parts
-        parts.deviation.assign(self._learner.config.initial_deviation * left)
+        parts.deviation.assign(self._deviation * left)
         # Down to a tenth.
         rate = self._learning_rate * 0.1 ** (1.0 - left)
         parts.optimizer.learning_rate.assign(rate)
@@ -148,11 +151,12 @@ class Imitation:
         self._kept.append(Choices(*columns, batch.task.astype("int32"), costs))
         return environment.score(), horizon * len(batch.task)
 
-    def learn(self, rng: np.random.Generator) -> float:
+    def learn(self, rng: np.random.Generator, steps: int | None = None) -> float:
         """Trains the actor on the decisions that are kept.
 
         Args:
             rng: Draws the examples.
+            steps: Gradient steps; those of a round of imitation if None.
 
         Returns:
             The mean cost of the levels that it chose, log loss over the best.
@@ -173,15 +177,20 @@ class Imitation:
             )
         ]
         found = []
-        for _ in range(self._steps):
+        for _ in range(steps or self._steps):
             chosen = rng.integers(0, len(task), RUNS_A_STEP)
             inputs = (column[chosen] for column in columns)
             found.append(self._train(*inputs, costs[task[chosen]]))
         return float(tf.reduce_mean(found))
 
-    def end(self) -> None:
-        """Forgets the decisions and puts the learner's schedules where they start."""
-        self._kept.clear()
+    def end(self, keep: bool = False) -> None:
+        """Puts the learner's schedules where they start.
+
+        Args:
+            keep: Whether there is more to learn from the decisions.
+        """
+        if not keep:
+            self._kept.clear()
         self._learner.anneal()
 
     def save(self, file: Path) -> None:

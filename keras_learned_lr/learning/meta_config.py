@@ -31,6 +31,10 @@ class MetaTrainConfig(Configurable):
             to a tenth.
         imitation_steps: Gradient steps in each of those.
         imitation_batches: Batches of trainees that they learn from, the latest ones.
+        imitation_deviation: Standard deviation of the actions in the first of those
+            rounds; it falls to 0.
+        imitation_beside: Gradient steps of the same, on the decisions kept, in each
+            round of rewards that follows: of the level rewards tell little.
         averaged: Rounds after which the weights are noted; at the end of the run they
             become the mean of those.
         lift: Decades that every decision of the finished controller adds, and none of
@@ -65,6 +69,8 @@ class MetaTrainConfig(Configurable):
     imitation_learning_rate: float = 1e-3
     imitation_steps: int = 120
     imitation_batches: int = 120
+    imitation_deviation: float = 0.25
+    imitation_beside: int = 0
     averaged: tuple[int, ...] = ()
     lift: float = 0.0
     training: tuple[str, ...] = ()
@@ -107,21 +113,28 @@ class MetaTrainConfig(Configurable):
                 raise ValueError(
                     f"`{name}` must be an int of at least 1. Received: {value!r}"
                 )
-        if not isinstance(self.imitation_rounds, int) or self.imitation_rounds < 0:
+        for name in ("imitation_rounds", "imitation_beside"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 0:
+                raise ValueError(
+                    f"`{name}` must be an int of at least 0. Received: {value!r}"
+                )
+        if self.imitation_beside and not self.imitation_rounds:
             raise ValueError(
-                "`imitation_rounds` must be an int of at least 0. Received: "
-                f"{self.imitation_rounds!r}"
+                "`imitation_beside` learns from the decisions of `imitation_rounds`; "
+                f"there are none. Received: imitation_beside={self.imitation_beside!r}"
             )
         if not all(0 < number <= self.rounds for number in self.averaged):
             raise ValueError(
                 f"`averaged` must be rounds from 1 to {self.rounds}. Received: "
                 f"{self.averaged}"
             )
-        if not 0 < self.imitation_learning_rate < float("inf"):
-            raise ValueError(
-                "`imitation_learning_rate` must be positive and finite. Received: "
-                f"{self.imitation_learning_rate!r}"
-            )
+        for name in ("imitation_learning_rate", "imitation_deviation"):
+            value = getattr(self, name)
+            if not 0 < value < float("inf"):
+                raise ValueError(
+                    f"`{name}` must be positive and finite. Received: {value!r}"
+                )
         if not self.shortest_horizon <= self.longest_horizon:
             raise ValueError(
                 "`longest_horizon` must not be below `shortest_horizon`. Received: "

@@ -99,6 +99,7 @@ class MetaTraining:
             config.imitation_learning_rate,
             config.imitation_steps,
             config.imitation_batches,
+            config.imitation_deviation,
         )
         self._greedy = self.learner.greedy()
         self._greedy_act = greedy_act(self._greedy)
@@ -154,9 +155,12 @@ class MetaTraining:
         if imitates:
             losses = {"imitation_cost": self._imitation.learn(rng)}
             if progress.round + 1 == config.imitation_rounds:
-                self._imitation.end()
+                self._imitation.end(keep=config.imitation_beside > 0)
         else:
             losses = self.learner.train() or {}
+            if config.imitation_beside:
+                cost = self._imitation.learn(rng, config.imitation_beside)
+                losses["imitation_cost"] = cost
             # One number for each of a hundred million steps' episodes would fill the
             # checkpoints.
             self.learner.history.returns.clear()
@@ -291,12 +295,17 @@ class MetaTraining:
         old = self._checkpoint()
         target = self.folder / f"checkpoint-{self.progress.round}"
         unfinished = self._write("checkpoint", dataclasses.asdict(self.progress))
-        if self.progress.round < self.config.imitation_rounds:
+        if self._imitates_again():
             self._imitation.save(unfinished / CHOICES)
         if target != old:
             os.replace(unfinished, target)
             if old is not None:
                 shutil.rmtree(old)
+
+    def _imitates_again(self) -> bool:
+        config, done = self.config, self.progress.round
+        last = config.rounds if config.imitation_beside else config.imitation_rounds
+        return bool(config.imitation_rounds) and done < last
 
     def _write(self, name: str, state: dict[str, Any]) -> Path:
         """Writes learner and state into `name.new`, to be renamed when whole."""

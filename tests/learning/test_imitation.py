@@ -191,6 +191,10 @@ def test_runs_that_diverge_are_learned_from_once_they_are_back():
 def test_a_number_of_rounds_is_not_negative():
     with pytest.raises(ValueError, match="imitation_rounds.*-1"):
         dataclasses.replace(TINY, imitation_rounds=-1)
+    with pytest.raises(ValueError, match="there are none.*imitation_beside=3"):
+        dataclasses.replace(TINY, imitation_rounds=0)
+    with pytest.raises(ValueError, match="imitation_deviation.*0.0"):
+        dataclasses.replace(TINY, imitation_deviation=0.0)
 
 
 def test_rewards_follow_with_the_exploration_of_a_beginner(tmp_path):

@@ -198,9 +198,29 @@ def test_a_run_learns_and_reports_where_its_time_goes(tmp_path, config):
     )
     # In the three rounds of imitation the search takes as many steps again.
     horizon = progress.trainee_steps / 16 / 9
-    assert ["imitation_cost" in r for r in records] == [True] * 3 + [False] * 3
+    assert all(np.isfinite(r["imitation_cost"]) for r in records)
+    assert ["policy_loss" in r for r in records] == [False] * 3 + [True] * 3
     assert config.shortest_horizon <= horizon <= config.longest_horizon
     assert all(progress.seconds[name] > 0 for name in ("collect", "learn", "evaluate"))
+
+
+def test_what_was_imitated_is_learned_beside_rewards_where_asked_for(tmp_path, config):
+    alone = dataclasses.replace(config, imitation_beside=0)
+    records, actors = {}, {}
+    for kind in (config, alone):
+        run = MetaTraining(kind, tmp_path / str(kind.imitation_beside))
+        records[kind] = []
+        run.run(records[kind].append)
+        actors[kind] = run.learner.parts.actor.variables
+    assert [r["mean_return"] for r in records[config][:4]] == [
+        r["mean_return"] for r in records[alone][:4]
+    ]
+    told = ["imitation_cost" in r for r in records[alone]]
+    assert told == [True] * 3 + [False] * 3
+    assert any(
+        (a.numpy() != b.numpy()).any()
+        for a, b in zip(actors[config], actors[alone], strict=True)
+    )
 
 
 def test_the_benchmark_marks_last_weights_beside_its_controls(tmp_path):
