@@ -12,7 +12,7 @@ left to the reward.
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -146,9 +146,12 @@ class Imitation:
             chosen = act(now, memory)
             memory = chosen.state
             now = environment.step(chosen.action.numpy())
-        columns = (np.stack(column, axis=1) for column in zip(*rows, strict=True))
-        costs = search(batch, rng)
-        self._kept.append(Choices(*columns, batch.task.astype("int32"), costs))
+        observation, level, default, at, counts = (
+            np.stack(column, axis=1) for column in zip(*rows, strict=True)
+        )
+        task, costs = batch.task.astype("int32"), search(batch, rng)
+        found = Choices(observation, level, default, at, counts, task, costs)
+        self._kept.append(found)
         return environment.score(), horizon * len(batch.task)
 
     def learn(self, rng: np.random.Generator, steps: int | None = None) -> float:
@@ -166,15 +169,17 @@ class Imitation:
         tasks = [c.task + at for c, at in zip(kept, offsets, strict=False)]
         task, costs = np.concatenate(tasks), np.concatenate([c.costs for c in kept])
         longest = max(c.level.shape[1] for c in kept)
+
+        def joined(name: str, mode: Literal["edge", "constant"]) -> np.ndarray:
+            runs = [_padded(getattr(c, name), longest, mode) for c in kept]
+            return np.concatenate(runs)
+
         columns = [
-            np.concatenate([_padded(getattr(c, name), longest, mode) for c in kept])
-            for name, mode in (
-                ("observation", "edge"),
-                ("level", "edge"),
-                ("default", "edge"),
-                ("progress", "edge"),
-                ("counts", "constant"),
-            )
+            joined("observation", "edge"),
+            joined("level", "edge"),
+            joined("default", "edge"),
+            joined("progress", "edge"),
+            joined("counts", "constant"),
         ]
         found = []
         for _ in range(steps or self._steps):
@@ -247,7 +252,9 @@ def _costs(levels: np.ndarray, losses: np.ndarray) -> np.ndarray:
     ).astype("float32")
 
 
-def _padded(column: np.ndarray, decisions: int, mode: str) -> np.ndarray:
+def _padded(
+    column: np.ndarray, decisions: int, mode: Literal["edge", "constant"]
+) -> np.ndarray:
     missing = [(0, 0), (0, decisions - column.shape[1]), (0, 0)]
     return np.pad(column, missing[: column.ndim], mode)
 
