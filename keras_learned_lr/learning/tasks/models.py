@@ -60,7 +60,7 @@ def bag(
 def factors(
     shape: tuple[int, ...], outputs: int, first: int = 40, size: int = 8
 ) -> keras.Model:
-    """Returns the product of two embeddings, and an offset of each (Koren 2009).
+    """Returns the product of two embeddings, and an offset of each (Koren et al. 2009).
 
     Args:
         shape: Of the input.
