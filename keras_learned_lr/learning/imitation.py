@@ -174,6 +174,7 @@ class Imitation:
             runs = [_padded(getattr(c, name), longest, mode) for c in kept]
             return np.concatenate(runs)
 
+        # What is repeated has a weight of 0, but a level of 0 would have no logarithm.
         columns = [
             joined("observation", "edge"),
             joined("level", "edge"),

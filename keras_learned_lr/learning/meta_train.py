@@ -295,17 +295,14 @@ class MetaTraining:
         old = self._checkpoint()
         target = self.folder / f"checkpoint-{self.progress.round}"
         unfinished = self._write("checkpoint", dataclasses.asdict(self.progress))
-        if self._imitates_again():
+        config = self.config
+        last = config.rounds if config.imitation_beside else config.imitation_rounds
+        if self.progress.round < last:
             self._imitation.save(unfinished / CHOICES)
         if target != old:
             os.replace(unfinished, target)
             if old is not None:
                 shutil.rmtree(old)
-
-    def _imitates_again(self) -> bool:
-        config, done = self.config, self.progress.round
-        last = config.rounds if config.imitation_beside else config.imitation_rounds
-        return bool(config.imitation_rounds) and done < last
 
     def _write(self, name: str, state: dict[str, Any]) -> Path:
         """Writes learner and state into `name.new`, to be renamed when whole."""

@@ -2,7 +2,13 @@
 
 import numpy as np
 
-from keras_learned_lr.learning.tasks.task_family import PLENTY, Data, family
+from keras_learned_lr.learning.tasks.task_family import (
+    PLENTY,
+    Data,
+    family,
+    one_hot,
+    zipf,
+)
 
 FIELDS, VALUES = 4, 8
 
@@ -10,9 +16,8 @@ FIELDS, VALUES = 4, 8
 @family((FIELDS * VALUES,), 1, "binary", PLENTY, scaled=False)
 def clicks(rng: np.random.Generator) -> Data:
     """Draws one-hot fields; some values, and pairs of them, make a click likelier."""
-    # Zipf's law: a few values are most of what is seen.
-    share = 1.0 / (1 + np.arange(VALUES)) ** rng.uniform(0.3, 1.5)
-    chosen = rng.choice(VALUES, (PLENTY, FIELDS), p=share / share.sum())
+    share = zipf(np.arange(VALUES), rng.uniform(0.3, 1.5))
+    chosen = rng.choice(VALUES, (PLENTY, FIELDS), p=share)
     alone = rng.normal(size=(FIELDS, VALUES))
     score = rng.uniform(0.3, 1.5) * alone[np.arange(FIELDS), chosen].sum(1)
     pairs = rng.normal(size=(VALUES, VALUES))
@@ -20,5 +25,5 @@ def clicks(rng: np.random.Generator) -> Data:
     # As many clicks as this, about.
     score -= np.quantile(score, 1 - rng.uniform(0.05, 0.4))
     clicked = rng.random(PLENTY) < 1 / (1 + np.exp(-2 * score))
-    inputs = np.eye(VALUES, dtype="float32")[chosen].reshape(PLENTY, -1)
+    inputs = one_hot(chosen, VALUES).reshape(PLENTY, -1)
     return Data(inputs, clicked[:, np.newaxis].astype("float32"))

@@ -7,14 +7,11 @@ from keras_learned_lr.learning.tasks.task_family import (
     Data,
     draw_noise,
     family,
+    one_hot,
     standardise,
 )
 
 LENGTH, SYMBOLS = 10, 6
-
-
-def _one_hot(symbols: np.ndarray) -> np.ndarray:
-    return np.eye(SYMBOLS, dtype="float32")[symbols]
 
 
 @family((LENGTH, SYMBOLS), SYMBOLS, "class", PLENTY, scaled=False)
@@ -23,7 +20,7 @@ def copying(rng: np.random.Generator) -> Data:
     back = int(rng.integers(1, 5))
     used = int(rng.integers(3, SYMBOLS + 1))
     symbols = rng.integers(0, used, size=(PLENTY, LENGTH))
-    return Data(_one_hot(symbols), symbols[:, -1 - back].astype("int32"))
+    return Data(one_hot(symbols, SYMBOLS), symbols[:, -1 - back].astype("int32"))
 
 
 @family((LENGTH, SYMBOLS), SYMBOLS, "class", PLENTY, scaled=False)
@@ -32,7 +29,7 @@ def parity(rng: np.random.Generator) -> Data:
     places = int(rng.integers(2, 5))
     symbols = rng.integers(0, 2, size=(PLENTY, LENGTH))
     sums = symbols[:, -places:].sum(1) % 2
-    return Data(_one_hot(symbols), sums.astype("int32"))
+    return Data(one_hot(symbols, SYMBOLS), sums.astype("int32"))
 
 
 @family((LENGTH, SYMBOLS), SYMBOLS, "class", scaled=False)
@@ -40,8 +37,8 @@ def majority(rng: np.random.Generator) -> Data:
     """Draws symbols of which the most frequent, or the first such, is asked for."""
     used = int(rng.integers(2, SYMBOLS + 1))
     symbols = rng.integers(0, used, size=(1536, LENGTH))
-    counts = _one_hot(symbols).sum(1)
-    return Data(_one_hot(symbols), counts.argmax(1).astype("int32"))
+    counts = one_hot(symbols, SYMBOLS).sum(1)
+    return Data(one_hot(symbols, SYMBOLS), counts.argmax(1).astype("int32"))
 
 
 @family((LENGTH, 2), 2, "number", PLENTY)

@@ -115,6 +115,22 @@ def pad_features(inputs: np.ndarray, features: int) -> np.ndarray:
     return np.pad(inputs, [(0, 0), (0, features - inputs.shape[1])]).astype("float32")
 
 
+def one_hot(chosen: np.ndarray, size: int) -> np.ndarray:
+    """Returns float32 `[..., size]`, 1 at what is chosen."""
+    return np.eye(size, dtype="float32")[chosen]
+
+
+def zipf(rank: np.ndarray, steepness: float) -> np.ndarray:
+    """Returns shares of a few that are seen all the time and of many that hardly are.
+
+    Args:
+        rank: Of each, from 0.
+        steepness: Exponent of Zipf's law.
+    """
+    share = 1.0 / (1 + rank) ** steepness
+    return share / share.sum()
+
+
 def standardise(values: np.ndarray) -> np.ndarray:
     """Returns targets `[examples, outputs]` of mean 0 and overall deviation 1."""
     values = values.reshape(len(values), -1)

@@ -9,7 +9,7 @@ from keras.src.layers import layer
 from keras.src.models import functional
 from keras.src.trainers import compile_utils
 
-from keras_learned_lr.learning.tasks.task_family import PLENTY, Data, family
+from keras_learned_lr.learning.tasks.task_family import PLENTY, Data, family, one_hot
 
 CONTEXT, ALPHABET = 8, 24
 
@@ -39,7 +39,7 @@ def _windows(rng: np.random.Generator, source: str, count: int) -> Data:
     starts = stretch + rng.choice(20_000 - CONTEXT - 1, size=count, replace=False)
     places = starts[:, np.newaxis] + np.arange(CONTEXT + 1)
     symbols = text[places]
-    inputs = np.eye(ALPHABET, dtype="float32")[symbols[:, :-1]]
+    inputs = one_hot(symbols[:, :-1], ALPHABET)
     return Data(inputs, symbols[:, -1].astype("int32"))
 
 
