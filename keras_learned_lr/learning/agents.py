@@ -31,6 +31,19 @@ class AgentParts(NamedTuple):
     train_step: tf.Variable
 
 
+def make_adam(learning_rate: float, variables: list[Any]) -> Any:
+    """Returns the Adam of TF-Agents' Keras for these variables.
+
+    Args:
+        learning_rate: The first; may be assigned to.
+        variables: What it trains.
+    """
+    optimizer = tfa.tf_keras.optimizers.Adam(learning_rate, epsilon=1e-5)
+    # Its slots must be there before a step is traced into a graph.
+    optimizer.build(variables)
+    return optimizer
+
+
 def build_agent(config: LearnerConfig) -> AgentParts:
     """Builds the agent that `config` describes.
 
@@ -43,9 +56,8 @@ def build_agent(config: LearnerConfig) -> AgentParts:
         "observation",
     )
     actor, critic, deviation = build_networks(config, observation, ACTION_SPEC)
-    optimizer = tfa.tf_keras.optimizers.Adam(config.learning_rate, epsilon=1e-5)
-    # Its slots must be there before `train` is traced into a loop.
-    optimizer.build([*actor.trainable_variables, *critic.trainable_variables])
+    variables = [*actor.trainable_variables, *critic.trainable_variables]
+    optimizer = make_adam(config.learning_rate, variables)
     train_step = tf.Variable(0, dtype=tf.int64, trainable=False, name="train_step")
     common = {
         "time_step_spec": tfa.time_step.time_step_spec(observation),

@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from keras_learned_lr.control.actions import ActionForm
 from keras_learned_lr.learning import _tf_agents as tfa
+from keras_learned_lr.learning.agents import make_adam
 from keras_learned_lr.learning.environment import TraineesEnvironment
 from keras_learned_lr.learning.evaluation import run_level
 from keras_learned_lr.learning.learner import ControllerLearner
@@ -42,6 +43,9 @@ SLOPE_BELOW, SLOPE_ABOVE = 0.5, 1.0
 LEVELS = np.linspace(-4.0, 4.0, 81, dtype="float32")
 
 RUNS_A_STEP = 64
+
+# In a file, the names of the optimizer's variables begin with it.
+OPTIMIZER = "optimizer_"
 
 
 class Choices(NamedTuple):
@@ -72,10 +76,13 @@ class Choices(NamedTuple):
 class Imitation:
     """Teaches a learner's actor what searches found.
 
+    With an Adam of its own: the squares of its gradients are small, and what learns
+    from rewards would begin with steps that are far too large if it took them over.
+
     Args:
         learner: What learns.
         rounds: In how many rounds exploration and learning rate come down.
-        learning_rate: Of the learner's optimizer in the first round.
+        learning_rate: Of that Adam in the first round; a tenth of it in the last.
         steps: Gradient steps a round.
         kept: Batches whose decisions are learned from, the latest ones.
         deviation: Standard deviation of the actions in the first round.
@@ -96,16 +103,14 @@ class Imitation:
         self._steps = steps
         self._deviation = deviation
         self._kept: deque[Choices] = deque(maxlen=kept)
-        self._train = build_step(learner)
+        actor = learner.parts.actor
+        self._optimizer = make_adam(learning_rate, actor.trainable_variables)
+        self._train = build_step(learner, self._optimizer)
 
     def begin_round(self, index: int) -> None:
-        """Sets exploration and learning rate to where round `index` has them."""
+        """Sets exploration to where round `index` has it."""
         left = 1.0 - index / self._rounds
-        parts = self._learner.parts
-        parts.deviation.assign(self._deviation * left)
-        # Down to a tenth.
-        rate = self._learning_rate * 0.1 ** (1.0 - left)
-        parts.optimizer.learning_rate.assign(rate)
+        self._learner.parts.deviation.assign(self._deviation * left)
 
     def collect(
         self,
@@ -154,16 +159,21 @@ class Imitation:
         self._kept.append(found)
         return environment.score(), horizon * len(batch.task)
 
-    def learn(self, rng: np.random.Generator, steps: int | None = None) -> float:
+    def learn(
+        self, rng: np.random.Generator, index: int, steps: int | None = None
+    ) -> float:
         """Trains the actor on the decisions that are kept.
 
         Args:
             rng: Draws the examples.
+            index: The round, from 0; after the last the learning rate stays.
             steps: Gradient steps; those of a round of imitation if None.
 
         Returns:
             The mean cost of the levels that it chose, log loss over the best.
         """
+        done = min(index / self._rounds, 1.0)
+        self._optimizer.learning_rate.assign(self._learning_rate * 0.1**done)
         kept = self._kept
         offsets = np.cumsum([0, *(len(c.costs) for c in kept)])
         tasks = [c.task + at for c, at in zip(kept, offsets, strict=False)]
@@ -200,19 +210,24 @@ class Imitation:
         self._learner.anneal()
 
     def save(self, file: Path) -> None:
-        """Writes the decisions that are kept."""
+        """Writes the decisions that are kept, and where the learning stands."""
         arrays = {
             f"{index}_{name}": array
             for index, choices in enumerate(self._kept)
             for name, array in choices._asdict().items()
         }
+        for index, variable in enumerate(self._optimizer.variables):
+            arrays[f"{OPTIMIZER}{index}"] = variable.numpy()
         np.savez(file, **arrays)
 
     def restore(self, file: Path) -> None:
         """Reads what `save` wrote."""
         self._kept.clear()
         with np.load(file) as arrays:
-            for index in range(len(arrays.files) // len(Choices._fields)):
+            for index, variable in enumerate(self._optimizer.variables):
+                variable.assign(arrays[f"{OPTIMIZER}{index}"])
+            names = [name for name in arrays.files if not name.startswith(OPTIMIZER)]
+            for index in range(len(names) // len(Choices._fields)):
                 found = (arrays[f"{index}_{name}"] for name in Choices._fields)
                 self._kept.append(Choices(*found))
 
@@ -260,18 +275,19 @@ def _padded(
     return np.pad(column, missing[: column.ndim], mode)
 
 
-def build_step(learner: ControllerLearner) -> Callable[..., tf.Tensor]:
+def build_step(learner: ControllerLearner, optimizer: Any) -> Callable[..., tf.Tensor]:
     """Builds the tf.function of one gradient step.
 
     Args:
-        learner: Whose actor is trained, by its own optimizer.
+        learner: Whose actor is trained.
+        optimizer: What trains it, built.
 
     Returns:
         A function of `Choices.observation`, `level`, `default`, `progress`, `counts`
         and the costs of each run's task; it returns their mean cost.
     """
-    form, parts = learner.action_form, learner.parts
-    actor, limit = parts.actor, learner.config.gradient_clipping
+    form, actor = learner.action_form, learner.parts.actor
+    limit = learner.config.gradient_clipping
 
     # Runs have as many decisions as their horizon allows: no trace for each number.
     @tf.function(autograph=False, reduce_retracing=True)
@@ -296,7 +312,7 @@ def build_step(learner: ControllerLearner) -> Callable[..., tf.Tensor]:
         if limit is not None:
             gradients, _ = tf.clip_by_global_norm(gradients, limit)
         pairs = zip(gradients, actor.trainable_variables, strict=True)
-        parts.optimizer.apply_gradients(pairs)
+        optimizer.apply_gradients(pairs)
         return cost
 
     return step

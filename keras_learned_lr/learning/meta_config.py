@@ -27,7 +27,7 @@ class MetaTrainConfig(Configurable):
         rounds: How many times to collect and learn.
         imitation_rounds: The first rounds, in which the controller imitates what a
             search found instead of learning from rewards; see `Imitation`.
-        imitation_learning_rate: Of the learner's Adam at the first of those; it falls
+        imitation_learning_rate: Of an Adam of their own at the first; it falls
             to a tenth.
         imitation_steps: Gradient steps in each of those.
         imitation_batches: Batches of trainees that they learn from, the latest ones.
@@ -42,6 +42,8 @@ class MetaTrainConfig(Configurable):
         training: Names of the split's training templates, "mixtures_adam"; all of them
             where empty.
         validation: The same for validation.
+        variations: Of each training template, how many are drawn in its place, as often
+            each as itself; see `vary`.
         templates_per_round: Templates drawn for each round, one batch of trainees of
             each.
         tasks: Tasks in a batch.
@@ -75,6 +77,7 @@ class MetaTrainConfig(Configurable):
     lift: float = 0.0
     training: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
+    variations: int = 0
     templates_per_round: int = 3
     tasks: int = 8
     group: int = 8
@@ -113,7 +116,7 @@ class MetaTrainConfig(Configurable):
                 raise ValueError(
                     f"`{name}` must be an int of at least 1. Received: {value!r}"
                 )
-        for name in ("imitation_rounds", "imitation_beside"):
+        for name in ("imitation_rounds", "imitation_beside", "variations"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 0:
                 raise ValueError(

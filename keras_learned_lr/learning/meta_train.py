@@ -153,14 +153,15 @@ class MetaTraining:
             steps += int(batch.members.horizon) * len(batch.task)
         collected = time.perf_counter()
         if imitates:
-            losses = {"imitation_cost": self._imitation.learn(rng)}
+            losses = {"imitation_cost": self._imitation.learn(rng, progress.round)}
             if progress.round + 1 == config.imitation_rounds:
                 self._imitation.end(keep=config.imitation_beside > 0)
         else:
             losses = self.learner.train() or {}
             if config.imitation_beside:
-                cost = self._imitation.learn(rng, config.imitation_beside)
-                losses["imitation_cost"] = cost
+                losses["imitation_cost"] = self._imitation.learn(
+                    rng, progress.round, config.imitation_beside
+                )
             # One number for each of a hundred million steps' episodes would fill the
             # checkpoints.
             self.learner.history.returns.clear()
@@ -271,12 +272,13 @@ class MetaTraining:
                     f"{self.folder} holds a run already. Go on with it (`--resume`), "
                     "or choose another folder."
                 )
-            saved = json.loads(file.read_text(encoding="utf-8"))
-            plain = json.loads(json.dumps(own))
+            # What was added since the run was started, it did not have.
+            read = json.loads(file.read_text(encoding="utf-8"))
+            saved = MetaTrainConfig.from_config(read).to_config()
             different = [
                 key
-                for key in {*saved, *plain}
-                if saved.get(key) != plain.get(key) and key not in CHANGEABLE
+                for key, value in own.items()
+                if saved[key] != value and key not in CHANGEABLE
             ]
             if different:
                 raise ValueError(

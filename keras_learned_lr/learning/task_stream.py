@@ -11,6 +11,7 @@ from keras_learned_lr.learning.tasks.sampler import (
     TaskSampler,
     spread_offsets,
 )
+from keras_learned_lr.learning.tasks.variations import vary
 
 
 class TaskStream:
@@ -41,9 +42,13 @@ class TaskStream:
             weights = np.array([template.weight for template in self._templates])
             drawn = np.log(rng.random(len(weights))) / weights
             self._left = np.argsort(drawn).tolist()
+        template = self._templates[self._left.pop()]
+        if config.variations:
+            number = int(rng.integers(config.variations + 1))
+            template = vary(template, number) if number else template
         low, high = np.log(config.shortest_horizon), np.log(config.longest_horizon)
         return self._sampler.draw(
-            self._templates[self._left.pop()],
+            template,
             config.tasks,
             spread_offsets(config.tasks, config.group, config.decades, rng),
             round(float(np.exp(rng.uniform(low, high)))),

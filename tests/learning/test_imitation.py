@@ -109,12 +109,11 @@ def kinds_of_tasks(decisions, tells):
 
 def taught(config, choices, steps):
     learner = ControllerLearner(config)
-    imitation = Imitation(learner, rounds=1, steps=steps, kept=1)
+    imitation = Imitation(learner, rounds=2, learning_rate=1e-2, steps=steps, kept=1)
     imitation._kept.append(choices)
-    learner.parts.optimizer.learning_rate.assign(1e-2)
     # An action of at most 2 decades reaches nearly every goal from these levels.
-    imitation.learn(np.random.default_rng(1))
-    return learner.greedy(), imitation.learn(np.random.default_rng(2))
+    imitation.learn(np.random.default_rng(1), 0)
+    return learner.greedy(), imitation.learn(np.random.default_rng(2), 1)
 
 
 def test_an_actor_learns_to_choose_the_cheapest_level():
@@ -167,7 +166,7 @@ def test_runs_of_different_lengths_are_learned_from_together():
     imitation = Imitation(learner, rounds=1, steps=20, kept=2)
     imitation._kept.append(kinds_of_tasks(decisions=1, tells=[0]))
     imitation._kept.append(kinds_of_tasks(decisions=3, tells=[0, 1, 2]))
-    assert np.isfinite(imitation.learn(np.random.default_rng(0)))
+    assert np.isfinite(imitation.learn(np.random.default_rng(0), 0))
     assert all(np.isfinite(v.numpy()).all() for v in learner.parts.actor.variables)
 
 
@@ -203,3 +202,10 @@ def test_rewards_follow_with_the_exploration_of_a_beginner(tmp_path):
     assert float(run.learner.parts.deviation) == TINY.learner.initial_deviation
     rate = float(run.learner.parts.optimizer.learning_rate)
     assert rate == pytest.approx(TINY.learner.learning_rate)
+
+
+def test_rewards_begin_with_an_adam_that_knows_nothing_of_the_imitation(tmp_path):
+    config = dataclasses.replace(TINY, rounds=2, imitation_rounds=2)
+    run = MetaTraining(config, tmp_path)
+    run.run()
+    assert not any(v.numpy().any() for v in run.learner.parts.optimizer.variables)

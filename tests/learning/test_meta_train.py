@@ -118,6 +118,18 @@ def test_a_run_is_not_resumed_with_other_settings(tmp_path, config):
         MetaTraining(config.with_seed(3), tmp_path, resume=True)
 
 
+def test_a_run_from_before_a_setting_existed_is_resumed_without_it(tmp_path, config):
+    MetaTraining(config, tmp_path)
+    file = tmp_path / "config.json"
+    saved = json.loads(file.read_text())
+    assert saved.pop("variations") == 0
+    file.write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match="another variations"):
+        varied = dataclasses.replace(config, variations=2)
+        MetaTraining(varied, tmp_path, resume=True)
+    MetaTraining(config, tmp_path, resume=True)
+
+
 def weights(run):
     parts = run.learner.parts
     return [v.numpy() for v in [*parts.actor.variables, *parts.critic.variables]]
