@@ -29,6 +29,11 @@ from keras_learned_lr.learning.tasks.sampler import TaskBatch
 # they are moved together from task to task.
 TRIED = np.linspace(-2.1, 2.1, 8)
 SHIFT = 0.3
+# How far around the best of those the search goes on: between two levels so far apart
+# the edge beyond which runs diverge could be anywhere, and the straight line between
+# them would make the levels below it look costly.
+CLOSER = 0.45
+SEARCHES = 2
 # A level under which runs diverge costs as much as one that ends with this multiple of
 # the lowest loss.
 WORST_RATIO = 10.0
@@ -157,7 +162,7 @@ class Imitation:
         task, costs = batch.task.astype("int32"), search(batch, rng)
         found = Choices(observation, level, default, at, counts, task, costs)
         self._kept.append(found)
-        return environment.score(), horizon * len(batch.task)
+        return environment.score(), SEARCHES * horizon * len(batch.task)
 
     def learn(
         self, rng: np.random.Generator, index: int, steps: int | None = None
@@ -244,18 +249,29 @@ def search(batch: TaskBatch, rng: np.random.Generator) -> np.ndarray:
         `[tasks, levels]`: linear between the levels tried.
     """
     tasks = len(np.unique(batch.task))
-    group = len(batch.task) // tasks
-    tried = np.interp(np.linspace(0, 1, group), np.linspace(0, 1, len(TRIED)), TRIED)
-    levels = tried + rng.uniform(-SHIFT, SHIFT, (tasks, 1))
-    rates = batch.template.learning_rate * 10.0 ** levels.reshape(-1)
-    rate = tf.constant(rates, tf.float32)
-    members = batch.members._replace(default_learning_rate=rate, learning_rate=rate)
-    losses = run_level(batch._replace(members=members)).reshape(tasks, group)
+    places = np.linspace(0, 1, len(batch.task) // tasks)
+    tried = np.interp(places, np.linspace(0, 1, len(TRIED)), TRIED)
+    first = tried + rng.uniform(-SHIFT, SHIFT, (tasks, 1))
+    found = _try(batch, first)
+    best = np.take_along_axis(first, found.argmin(1)[:, np.newaxis], 1)
+    closer = best + CLOSER * (2.0 * places - 1.0)
+    levels = np.concatenate([first, closer], 1)
+    losses = np.concatenate([found, _try(batch, closer)], 1)
+    order = np.argsort(levels, 1)
+    levels, losses = (np.take_along_axis(x, order, 1) for x in (levels, losses))
     return np.stack([_costs(*row) for row in zip(levels, losses, strict=True)])
 
 
+def _try(batch: TaskBatch, levels: np.ndarray) -> np.ndarray:
+    """Returns the final losses at constant levels `[tasks, group]`, inf if diverged."""
+    rates = batch.template.learning_rate * 10.0 ** levels.reshape(-1)
+    rate = tf.constant(rates, tf.float32)
+    members = batch.members._replace(default_learning_rate=rate, learning_rate=rate)
+    losses = run_level(batch._replace(members=members)).reshape(levels.shape)
+    return np.where(np.isfinite(losses), losses, np.inf)
+
+
 def _costs(levels: np.ndarray, losses: np.ndarray) -> np.ndarray:
-    losses = np.where(np.isfinite(losses), losses, np.inf)
     if np.isinf(losses).all():
         return np.zeros(len(LEVELS), np.float32)  # nothing to choose between
     losses = losses + RESOLUTION * losses[np.isfinite(losses)][0]

@@ -54,25 +54,32 @@ def advance(batch, state, decades, steps):
     return batch.trainees.advance(batch.members, state, action, steps)[0]
 
 
-def check(costs, batch, state):
-    """The costs found are those of the runs that ended in this state."""
-    losses = scores(batch, state).reshape(2, 8)
-    wanted = np.log(np.minimum(losses / losses.min(1, keepdims=True), 10.0))
-    assert np.ptp(wanted) > 0.3  # the level matters
-    for cost, row in zip(costs, wanted, strict=True):
-        found = np.interp(LEVELS_TRIED, LEVELS, cost)
-        # Linear between the levels tried, looked at between those that are kept.
-        np.testing.assert_allclose(found, row, atol=0.1 * np.abs(np.diff(row)).max())
-        assert cost.min() < 0.05 and (cost >= 0).all()
-        # What was not tried is worse than the nearest that was.
-        assert cost[0] > row[0] and cost[-1] > row[-1]
+def losses_at(offsets, horizon):
+    """The same tasks from other learning rates, without a search."""
+    batch = draw(offsets, horizon)
+    state, _ = batch.trainees.begin(batch.members)
+    return scores(batch, advance(batch, state, 0.0, horizon)).reshape(2, 8)
 
 
 def test_a_search_finds_what_each_level_costs_a_task():
-    # The same tasks from the same learning rates, without a search.
     batch = draw(LEVELS_TRIED, horizon=30)
-    state, _ = batch.trainees.begin(batch.members)
-    check(search(batch, Unmoved()), batch, advance(batch, state, 0.0, 30))
+    costs = search(batch, Unmoved())
+    coarse = losses_at(LEVELS_TRIED, horizon=30)
+    best = LEVELS_TRIED[np.nanargmin(coarse, axis=1)]
+    near = best[:, np.newaxis] + 0.45 * np.linspace(-1.0, 1.0, 8)
+    fine = losses_at(near, horizon=30)
+    assert (fine.min(1) < coarse.min(1)).all()  # it was worth a closer look
+    for cost, *found in zip(costs, coarse, fine, near, strict=True):
+        lowest = found[1].min()
+        wanted = [np.log(np.minimum(loss / lowest, 10.0)) for loss in found[:2]]
+        assert np.ptp(wanted[0]) > 0.3  # the level matters
+        for level, row in zip((LEVELS_TRIED, found[2]), wanted, strict=True):
+            # Linear between the levels tried, looked at between those that are kept.
+            atol = 0.1 * np.abs(np.diff(wanted[0])).max()
+            np.testing.assert_allclose(np.interp(level, LEVELS, cost), row, atol=atol)
+        assert cost.min() < 0.05 and (cost >= 0).all()
+        # What was not tried is worse than the nearest that was.
+        assert cost[0] > wanted[0][0] and cost[-1] > wanted[0][-1]
 
 
 def test_costs_are_linear_between_levels():
@@ -184,7 +191,7 @@ def test_runs_that_diverge_are_learned_from_once_they_are_back():
     assert len(choices.level) == config.group
     assert (np.diff(choices.progress[0, :, 0]) > 0).all()
     # Of the searches.
-    assert steps == choices.progress[0, 0, 1] * config.group
+    assert steps == 2 * choices.progress[0, 0, 1] * config.group
 
 
 def test_a_number_of_rounds_is_not_negative():
