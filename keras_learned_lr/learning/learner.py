@@ -398,7 +398,8 @@ class ControllerLearner:
         """
         for other in others:
             different = checkpoints.differences(other.config, self.config)
-            if different:
+            # No weight depends on how much the buffer holds.
+            if different := [name for name in different if name != "capacity"]:
                 raise ValueError(
                     "The weights to begin with are of a learner with another "
                     f"{', '.join(different)}. Take the settings that it has."
