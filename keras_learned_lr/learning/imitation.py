@@ -113,9 +113,11 @@ class Imitation:
         self._train = build_step(learner, self._optimizer)
 
     def begin_round(self, index: int) -> None:
-        """Sets exploration to where round `index` has it."""
+        """Sets exploration and learning rate to where round `index` has them."""
         left = 1.0 - index / self._rounds
         self._learner.parts.deviation.assign(self._deviation * left)
+        rate = self._learning_rate * 0.1 ** (1.0 - left)
+        self._optimizer.learning_rate.assign(rate)
 
     def collect(
         self,
@@ -164,21 +166,15 @@ class Imitation:
         self._kept.append(found)
         return environment.score(), SEARCHES * horizon * len(batch.task)
 
-    def learn(
-        self, rng: np.random.Generator, index: int, steps: int | None = None
-    ) -> float:
+    def learn(self, rng: np.random.Generator) -> float:
         """Trains the actor on the decisions that are kept.
 
         Args:
             rng: Draws the examples.
-            index: The round, from 0; after the last the learning rate stays.
-            steps: Gradient steps; those of a round of imitation if None.
 
         Returns:
             The mean cost of the levels that it chose, log loss over the best.
         """
-        done = min(index / self._rounds, 1.0)
-        self._optimizer.learning_rate.assign(self._learning_rate * 0.1**done)
         kept = self._kept
         offsets = np.cumsum([0, *(len(c.costs) for c in kept)])
         tasks = [c.task + at for c, at in zip(kept, offsets, strict=False)]
@@ -198,20 +194,15 @@ class Imitation:
             joined("counts", "constant"),
         ]
         found = []
-        for _ in range(steps or self._steps):
+        for _ in range(self._steps):
             chosen = rng.integers(0, len(task), RUNS_A_STEP)
             inputs = (column[chosen] for column in columns)
             found.append(self._train(*inputs, costs[task[chosen]]))
         return float(tf.reduce_mean(found))
 
-    def end(self, keep: bool = False) -> None:
-        """Puts the learner's schedules where they start.
-
-        Args:
-            keep: Whether there is more to learn from the decisions.
-        """
-        if not keep:
-            self._kept.clear()
+    def end(self) -> None:
+        """Puts the learner's schedules where they start."""
+        self._kept.clear()
         self._learner.anneal()
 
     def save(self, file: Path) -> None:

@@ -33,8 +33,6 @@ class MetaTrainConfig(Configurable):
         imitation_batches: Batches of trainees that they learn from, the latest ones.
         imitation_deviation: Standard deviation of the actions in the first of those
             rounds; it falls to 0.
-        imitation_beside: Gradient steps of the same, on the decisions kept, in each
-            round of rewards that follows: of the level rewards tell little.
         averaged: Rounds after which the weights are noted; at the end of the run they
             become the mean of those.
         lift: Decades that every decision of the finished controller adds, and none of
@@ -42,8 +40,6 @@ class MetaTrainConfig(Configurable):
         training: Names of the split's training templates, "mixtures_adam"; all of them
             where empty.
         validation: The same for validation.
-        variations: Of each training template, how many are drawn in its place, as often
-            each as itself; see `vary`.
         templates_per_round: Templates drawn for each round, one batch of trainees of
             each.
         tasks: Tasks in a batch.
@@ -72,12 +68,10 @@ class MetaTrainConfig(Configurable):
     imitation_steps: int = 120
     imitation_batches: int = 120
     imitation_deviation: float = 0.25
-    imitation_beside: int = 0
     averaged: tuple[int, ...] = ()
     lift: float = 0.0
     training: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
-    variations: int = 0
     templates_per_round: int = 3
     tasks: int = 8
     group: int = 8
@@ -116,16 +110,10 @@ class MetaTrainConfig(Configurable):
                 raise ValueError(
                     f"`{name}` must be an int of at least 1. Received: {value!r}"
                 )
-        for name in ("imitation_rounds", "imitation_beside", "variations"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 0:
-                raise ValueError(
-                    f"`{name}` must be an int of at least 0. Received: {value!r}"
-                )
-        if self.imitation_beside and not self.imitation_rounds:
+        if not isinstance(self.imitation_rounds, int) or self.imitation_rounds < 0:
             raise ValueError(
-                "`imitation_beside` learns from the decisions of `imitation_rounds`; "
-                f"there are none. Received: imitation_beside={self.imitation_beside!r}"
+                "`imitation_rounds` must be an int of at least 0. Received: "
+                f"{self.imitation_rounds!r}"
             )
         if not all(0 < number <= self.rounds for number in self.averaged):
             raise ValueError(

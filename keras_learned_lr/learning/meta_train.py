@@ -153,15 +153,11 @@ class MetaTraining:
             steps += int(batch.members.horizon) * len(batch.task)
         collected = time.perf_counter()
         if imitates:
-            losses = {"imitation_cost": self._imitation.learn(rng, progress.round)}
+            losses = {"imitation_cost": self._imitation.learn(rng)}
             if progress.round + 1 == config.imitation_rounds:
-                self._imitation.end(keep=config.imitation_beside > 0)
+                self._imitation.end()
         else:
             losses = self.learner.train() or {}
-            if config.imitation_beside:
-                losses["imitation_cost"] = self._imitation.learn(
-                    rng, progress.round, config.imitation_beside
-                )
             # One number for each of a hundred million steps' episodes would fill the
             # checkpoints.
             self.learner.history.returns.clear()
@@ -297,9 +293,7 @@ class MetaTraining:
         old = self._checkpoint()
         target = self.folder / f"checkpoint-{self.progress.round}"
         unfinished = self._write("checkpoint", dataclasses.asdict(self.progress))
-        config = self.config
-        last = config.rounds if config.imitation_beside else config.imitation_rounds
-        if self.progress.round < last:
+        if self.progress.round < self.config.imitation_rounds:
             self._imitation.save(unfinished / CHOICES)
         if target != old:
             os.replace(unfinished, target)

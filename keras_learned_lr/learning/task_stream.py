@@ -11,7 +11,6 @@ from keras_learned_lr.learning.tasks.sampler import (
     TaskSampler,
     spread_offsets,
 )
-from keras_learned_lr.learning.tasks.variations import vary
 
 
 class TaskStream:
@@ -42,13 +41,9 @@ class TaskStream:
             weights = np.array([template.weight for template in self._templates])
             drawn = np.log(rng.random(len(weights))) / weights
             self._left = np.argsort(drawn).tolist()
-        template = self._templates[self._left.pop()]
-        if config.variations:
-            number = int(rng.integers(config.variations + 1))
-            template = vary(template, number) if number else template
         low, high = np.log(config.shortest_horizon), np.log(config.longest_horizon)
         return self._sampler.draw(
-            template,
+            self._templates[self._left.pop()],
             config.tasks,
             spread_offsets(config.tasks, config.group, config.decades, rng),
             round(float(np.exp(rng.uniform(low, high)))),

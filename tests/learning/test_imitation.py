@@ -119,8 +119,9 @@ def taught(config, choices, steps):
     imitation = Imitation(learner, rounds=2, learning_rate=1e-2, steps=steps, kept=1)
     imitation._kept.append(choices)
     # An action of at most 2 decades reaches nearly every goal from these levels.
-    imitation.learn(np.random.default_rng(1), 0)
-    return learner.greedy(), imitation.learn(np.random.default_rng(2), 1)
+    imitation.learn(np.random.default_rng(1))
+    imitation.begin_round(1)
+    return learner.greedy(), imitation.learn(np.random.default_rng(2))
 
 
 def test_an_actor_learns_to_choose_the_cheapest_level():
@@ -173,7 +174,7 @@ def test_runs_of_different_lengths_are_learned_from_together():
     imitation = Imitation(learner, rounds=1, steps=20, kept=2)
     imitation._kept.append(kinds_of_tasks(decisions=1, tells=[0]))
     imitation._kept.append(kinds_of_tasks(decisions=3, tells=[0, 1, 2]))
-    assert np.isfinite(imitation.learn(np.random.default_rng(0), 0))
+    assert np.isfinite(imitation.learn(np.random.default_rng(0)))
     assert all(np.isfinite(v.numpy()).all() for v in learner.parts.actor.variables)
 
 
@@ -197,8 +198,6 @@ def test_runs_that_diverge_are_learned_from_once_they_are_back():
 def test_a_number_of_rounds_is_not_negative():
     with pytest.raises(ValueError, match="imitation_rounds.*-1"):
         dataclasses.replace(TINY, imitation_rounds=-1)
-    with pytest.raises(ValueError, match="there are none.*imitation_beside=3"):
-        dataclasses.replace(TINY, imitation_rounds=0)
     with pytest.raises(ValueError, match="imitation_deviation.*0.0"):
         dataclasses.replace(TINY, imitation_deviation=0.0)
 

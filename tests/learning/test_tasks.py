@@ -4,22 +4,17 @@ import pytest
 import tensorflow as tf
 
 from keras_learned_lr.control.actions import AnchoredScaleFactor
-from keras_learned_lr.learning.evaluation import run_level
-from keras_learned_lr.learning.meta_config import MetaTrainConfig
 from keras_learned_lr.learning.optimizers import RULES, make_settings
 from keras_learned_lr.learning.reference import keras_optimizer
-from keras_learned_lr.learning.task_stream import TaskStream, make_sampler
 from keras_learned_lr.learning.tasks import (
     FAMILIES,
     MODELS,
     initial,
     read_split,
     sampler,
-    variations,
 )
 from keras_learned_lr.learning.tasks import task_family as families
-from keras_learned_lr.learning.tasks.split import TaskTemplate, read_learning_rates
-from keras_learned_lr.learning.tasks.variations import architecture, vary
+from keras_learned_lr.learning.tasks.split import TaskTemplate
 from keras_learned_lr.observation.spec import ObservationSpec
 
 SPLIT = read_split()
@@ -29,19 +24,11 @@ def of(chosen):
     return [t for name, t in SPLIT.items() if name.startswith(f"{chosen}/")]
 
 
-def original(template):
-    return SPLIT[template.name.rpartition("/")[0]]
-
-
-VARIED = [vary(t, number) for t in of("training") for number in range(1, 31)]
-
-
 def test_the_sets_are_disjoint_in_data_and_architecture():
     sets = [of(chosen) for chosen in ("training", "validation", "test")]
-    sets[0] += VARIED
     for part in (
         lambda t: t.family,
-        architecture,
+        lambda t: (t.model, tuple(sorted(t.options.items()))),
         lambda t: (t.optimizer, t.batch_size),
     ):
         found = [{part(t) for t in templates} for templates in sets]
@@ -57,37 +44,6 @@ def test_training_meets_every_kind_of_task():
     assert {t.loss for t in training} == {"cross_entropy", "binary", "squared", "huber"}
     # One optimizer is kept for validation alone.
     assert {t.optimizer for t in training} == set(RULES) - {"nesterov"}
-
-
-def test_no_variation_has_an_architecture_that_is_held_out(monkeypatch):
-    # The numbers of a hundred must have met one, or nothing was held out.
-    template = SPLIT["training/mixtures_adam"]
-    varied = [vary(template, number) for number in range(1, 101)]
-    monkeypatch.setattr(variations, "_held_out", frozenset)
-    careless = [vary(template, number) for number in range(1, 101)]
-    met = {architecture(t) for t in careless} - {architecture(t) for t in varied}
-    assert met == {architecture(SPLIT["validation/rings_nesterov"])}
-
-
-def test_a_variation_is_always_the_same_and_learns_the_same_data():
-    for template in of("training"):
-        one, two = vary(template, 1), vary(template, 2)
-        assert vary(template, 1) == one
-        assert one.name != two.name
-        assert one.family == template.family and one.model == template.model
-        assert one.learning_rate == read_learning_rates()[one.optimizer]
-    changed = ("optimizer", "batch_size", "options", "loss")
-    for name in changed:
-        assert any(getattr(t, name) != getattr(original(t), name) for t in VARIED)
-    assert {t.optimizer for t in VARIED} == set(RULES) - {"nesterov"}
-
-
-def test_templates_of_variations_can_be_trained(tasks):
-    for name in ("mixtures_normalised", "ratings_adagrad", "teacher_residual"):
-        template = vary(SPLIT[f"training/{name}"], 3)
-        rng = np.random.default_rng(0)
-        batch = tasks.draw(template, 2, np.zeros((2, 2)), 10, rng)
-        assert np.isfinite(run_level(batch)).all()
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -346,20 +302,3 @@ def test_a_sampler_draws_as_few_rows_and_as_many_wrong_labels_as_it_is_told():
         np.testing.assert_array_equal(other.members.targets, batch.members.targets)
         np.testing.assert_array_equal(other.members.order, batch.members.order)
         assert batch.members.validation.shape == (8, 32)
-
-
-def test_variations_are_drawn_as_often_as_what_they_vary():
-    config = MetaTrainConfig(
-        training=("mixtures_adam",),
-        variations=3,
-        tasks=1,
-        group=2,
-        shortest_horizon=60,
-        longest_horizon=60,
-    )
-    stream = TaskStream(config, make_sampler(config))
-    drawn = [stream().template.variation for _ in range(40)]
-    assert set(drawn) == {0, 1, 2, 3}
-    assert max(drawn.count(number) for number in range(4)) < 20
-    stream.seed([config.seed])
-    assert [stream().template.variation for _ in range(40)] == drawn

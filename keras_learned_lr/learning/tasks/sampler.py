@@ -61,7 +61,7 @@ class TaskBatch(NamedTuple):
 
 
 class TaskSampler:
-    """Draws tasks, always with the same engine for the same template of the split.
+    """Draws tasks, always with the same engine for the same template.
 
     Args:
         spec: What the controller sees.
@@ -97,17 +97,14 @@ class TaskSampler:
         return TaskSampler(spec, form, self._shown, self._fewest_rows, self._most_wrong)
 
     def _engine(self, template: TaskTemplate) -> tuple[Trainees, Any]:
-        if template.name in self._engines:
-            return self._engines[template.name]
-        shared = Template(
-            template.make_model(), template.make_loss(), template.optimizer
-        )
-        trainees = Trainees(shared, self.spec, self.form)
-        measure = tf.function(trainees.validation_loss, autograph=False)
-        # There are hundreds of variations, and graphs take some 60 MB each.
-        if not template.variation:
+        if template.name not in self._engines:
+            shared = Template(
+                template.make_model(), template.make_loss(), template.optimizer
+            )
+            trainees = Trainees(shared, self.spec, self.form)
+            measure = tf.function(trainees.validation_loss, autograph=False)
             self._engines[template.name] = trainees, measure
-        return trainees, measure
+        return self._engines[template.name]
 
     def draw(
         self,

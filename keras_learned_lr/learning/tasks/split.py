@@ -31,7 +31,6 @@ class TaskTemplate:
         learning_rate: The middle of initial learning rates and of tuning grids.
         weight: How often it is drawn in meta-training, relative to the others: less
             where it takes long.
-        variation: Which variation of the split's template it is; 0 for itself.
 
     Raises:
         ValueError: If a part is unknown or the loss does not go with the targets.
@@ -46,7 +45,6 @@ class TaskTemplate:
     batch_size: int
     learning_rate: float
     weight: float = 1.0
-    variation: int = 0
 
     def __post_init__(self) -> None:
         known_parts: dict[str, Collection[str]] = {
@@ -91,25 +89,11 @@ class TaskTemplate:
 
 
 @functools.cache
-def _read() -> dict[str, Any]:
-    source = importlib.resources.files(__package__).joinpath("split.toml")
-    return tomllib.loads(source.read_text(encoding="utf-8"))
-
-
-def read_learning_rates() -> dict[str, float]:
-    """Returns the middle of initial learning rates for each kind of optimizer."""
-    return _read()["learning_rates"]
-
-
-def read_variations() -> dict[str, Any]:
-    """Returns what variations are drawn from: of all templates, and by model."""
-    return _read()["variations"]
-
-
-@functools.cache
 def read_split() -> dict[str, TaskTemplate]:
     """Returns the templates of all sets by name: "training/...", "validation/..."."""
-    content, rates = _read(), read_learning_rates()
+    source = importlib.resources.files(__package__).joinpath("split.toml")
+    content = tomllib.loads(source.read_text(encoding="utf-8"))
+    rates = content["learning_rates"]
     return {
         f"{chosen}/{name}": _as_template(f"{chosen}/{name}", dict(entry), rates)
         for chosen in SETS
