@@ -13,8 +13,12 @@ from keras_learned_lr.cli.apps import AsJson, app
 
 @app.command()
 def export(
-    controller: Annotated[
-        str, typer.Argument(help="Name of a shipped controller, or a folder.")
+    controllers: Annotated[
+        list[str],
+        typer.Argument(
+            help="Name of a shipped controller, or a folder; several decide together, "
+            "by the mean of their actions."
+        ),
     ],
     to: Annotated[
         Path, typer.Option(help="Folder of the served model, as `base/learned_lr`.")
@@ -29,18 +33,20 @@ def export(
 ) -> None:
     """Write a controller as the next version of a model for TensorFlow Serving."""
     from keras_learned_lr.control.actions import lifted
+    from keras_learned_lr.control.committee import Committee
     from keras_learned_lr.control.export import can_warm_up, export_version
-    from keras_learned_lr.control.model_card import read_card
+    from keras_learned_lr.control.model_card import joined_facts, read_card
     from keras_learned_lr.controllers import as_controller
     from keras_learned_lr.rehearsal import rehearse
 
     try:
-        source: Any = as_controller(controller)
+        members: list[Any] = [as_controller(name) for name in controllers]
+        source: Any = members[0] if len(members) == 1 else Committee(members)
         if lift is not None:
             source.action_form = lifted(source.action_form, lift)
-        card = read_card(source.path) if hasattr(source, "path") else None
         observations = rehearse(source).observations if can_warm_up() else None
-        facts = card["trained"] if card else {}
+        cards = [read_card(m.path) if hasattr(m, "path") else None for m in members]
+        facts = joined_facts([card["trained"] if card else {} for card in cards])
         print(export_version(source, to, observations, facts))
     except (ValueError, OSError) as error:
         sys.exit(f"{error}")

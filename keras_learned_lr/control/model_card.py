@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,27 @@ def write_card(
         "sha256": hashlib.sha256(lines.encode()).hexdigest(),
     }
     (folder / FILE).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+
+
+def joined_facts(members: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns what the card of a committee tells of its members' training.
+
+    Args:
+        members: What their cards tell; the facts of a single one stay as they are.
+    """
+    if len(members) == 1:
+        return members[0]
+
+    def each(fact: str) -> list[Any]:
+        return [facts.get(fact) for facts in members]
+
+    tasks = [task for told in each("tasks") for task in told or ()]
+    return {
+        "tasks": list(dict.fromkeys(tasks)) or None,
+        "steps": {"members": each("steps")},
+        "seeds": {"members": each("seeds")},
+        "scores": {"members": each("scores")},
+    }
 
 
 def read_card(folder: Path) -> dict[str, Any] | None:
