@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 VERSION = 1
 INDEX = "learner.json"
-# Settings that the checkpoint's tensors depend on; the others may change.
-SHAPES = (
+# Settings that weights depend on.
+WEIGHTS = (
     "algorithm",
     "network",
     "observation",
@@ -24,8 +24,9 @@ SHAPES = (
     "privileged",
     "hidden",
     "lstm_size",
-    "capacity",
 )
+# Those that the checkpoint's tensors depend on; the others may change.
+SHAPES = (*WEIGHTS, "capacity")
 
 
 def save(learner: "ControllerLearner", folder: Path) -> None:
@@ -52,9 +53,17 @@ def save(learner: "ControllerLearner", folder: Path) -> None:
             tensors.unlink()
 
 
-def differences(one: LearnerConfig, other: LearnerConfig) -> list[str]:
-    """Returns the settings by which the tensors of two learners differ."""
-    return [name for name in SHAPES if getattr(one, name) != getattr(other, name)]
+def differences(
+    one: LearnerConfig, other: LearnerConfig, names: tuple[str, ...] = SHAPES
+) -> list[str]:
+    """Returns the settings by which the tensors of two learners differ.
+
+    Args:
+        one: A learner's settings.
+        other: Another's.
+        names: `SHAPES`, or `WEIGHTS` where the buffer does not matter.
+    """
+    return [name for name in names if getattr(one, name) != getattr(other, name)]
 
 
 def restore(learner: "ControllerLearner", folder: Path) -> None:

@@ -397,9 +397,10 @@ class ControllerLearner:
             ValueError: If it is a learner of another shape.
         """
         for other in others:
-            different = checkpoints.differences(other.config, self.config)
-            # No weight depends on how much the buffer holds.
-            if different := [name for name in different if name != "capacity"]:
+            different = checkpoints.differences(
+                other.config, self.config, checkpoints.WEIGHTS
+            )
+            if different:
                 raise ValueError(
                     "The weights to begin with are of a learner with another "
                     f"{', '.join(different)}. Take the settings that it has."
