@@ -5,8 +5,9 @@
 Each controller, the name of one that ships or a folder (that of a learner's checkpoint
 too), starts from a hundredth, one and a hundred times a task's learning rate; its test
 loss is divided by that of the best of five cosine schedules with warm-up, half a decade
-apart, chosen on the validation data. Prints one JSON line a task; one seed. As many
-validation examples are shown as the controller was trained with.
+apart, chosen on the validation data. Prints one JSON line a task; one seed. A learner
+is shown as many validation examples as it was trained with, any other as many as the
+callback shows by default.
 """
 
 import json
@@ -22,6 +23,7 @@ from sklearn import datasets
 
 from keras_learned_lr import LearnedLearningRate
 from keras_learned_lr.benchmark.quality.methods.schedules import cosine_schedule
+from keras_learned_lr.callback import VALIDATION_SIZE
 from keras_learned_lr.learning import ControllerLearner
 
 CLASSES = "sparse_categorical_crossentropy"
@@ -169,11 +171,11 @@ def losses(task, rate, callbacks=()):
 
 
 def as_controller(named):
-    """Returns what the callback takes, and how many examples it was trained with."""
+    """Returns what the callback takes, and how many examples to show."""
     if not (Path(named) / "learner.json").exists():
-        return named, 256
+        return named, VALIDATION_SIZE
     config = json.loads((Path(named).parent / "config.json").read_text())
-    return ControllerLearner.load(named).greedy(), config.get("shown", 256)
+    return ControllerLearner.load(named).greedy(), config["shown"]
 
 
 def main(names):

@@ -84,6 +84,15 @@ def test_a_fit_that_fails_lets_the_other_one_end():
     assert taken == [0, 1, 2]
 
 
+def test_models_that_differ_more_than_their_turns_widen_the_error():
+    one = overhead.Comparison(1.01, 1.02, 0.004, 20.0, 200.0, 400.0)
+    alike = overhead.mean([one, one, one, one])
+    assert alike == one._replace(error=0.002)
+    apart = overhead.mean([one, one._replace(ratio=1.03)])
+    assert apart.ratio == pytest.approx(1.02)
+    assert apart.error == pytest.approx(0.01)
+
+
 def test_the_front_is_what_nothing_beats():
     settings = [cost_front.DEFAULT._replace(decisions=n) for n in (8, 32, 48)]
     records = [
@@ -129,12 +138,14 @@ def test_the_front_marks_what_is_not_in_its_results_yet(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_command_tells_all(monkeypatch):
     monkeypatch.setattr(overhead, "STEPS", (100, 150))
-    command = ["benchmark", "overhead", "--rounds", "1", "--json"]
+    command = ["benchmark", "overhead", "--rounds", "2", "--json"]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout.splitlines()[-1])
     for name in ("cnn", "transformer"):
         assert report[f"{name}_100"] > 0 and report["processor"][f"{name}_150"] > 0
+        assert len(report["by_round"][f"{name}_100"]) == 2
+        assert len(report["by_round"][f"{name}_150"]) == 1
         assert report["counts"][name]["synchronisations"] == 1
         assert report["counts"][name]["retraces"] == 0
         parts = report["decision_ms"][name]

@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -52,10 +52,11 @@ def run(
     Two fits of equal models, one with the callback and one without any, run side by
     side and take turns of 25 steps; then the models change roles. Each model has
     trained before, so that no graph is built; what building costs is reported apart.
+    Each round builds both models anew.
 
     Args:
-        rounds: How often the shortest fits are repeated; longer ones run once, in
-            either role.
+        rounds: How often the shortest fits are repeated; longer ones run in the first
+            round only.
         quick: Leaves out all but the shortest fits.
         jit_compile: See `keras.Model.compile`.
         steps: Training steps of the fits, multiples of 25, shortest first; 2000 and
@@ -63,12 +64,13 @@ def run(
 
     Returns:
         A dict, JSON-ready. `cnn_2000` and so on: seconds with the callback over seconds
-        without, the median over the rounds; `processor`, the same in processor time,
+        without, the mean over the rounds; `processor`, the same in processor time,
         which neighbours on the machine disturb less; `errors`, the standard errors of
-        the ratios, as the turns tell them. `step_ms`, a training step without. `tap`,
-        `decision_ms`, `counts` and `memory`: see `measure_tap`, `time_decision`,
-        `count_in_fits` and `count_memory`. `first_fit_seconds`, what the callback adds
-        to a model's first fit. `import_seconds`, of keras, and what this package adds.
+        the ratios, by the rounds or, if that is more, by the turns; `by_round`, the
+        ratios of the rounds. `step_ms`, a training step without. `tap`, `decision_ms`,
+        `counts` and `memory`: see `measure_tap`, `time_decision`, `count_in_fits` and
+        `count_memory`. `first_fit_seconds`, what the callback adds to a model's first
+        fit. `import_seconds`, of keras, and what this package adds.
     """
     steps = steps or STEPS
     report: dict[str, Any] = {
@@ -78,32 +80,35 @@ def run(
         "import_seconds": import_seconds(),
         "tap": measure_tap(jit_compile),
     }
-    ratios: dict[str, float] = {}
-    processor: dict[str, float] = {}
-    errors: dict[str, float] = {}
+    comparisons: dict[str, list[Comparison]] = {}
     by_model: dict[str, dict[str, Any]] = {}
     for name, workload in WORKLOADS.items():
         watched = functools.partial(_watching, workload)
-        pair = Pair(workload, list, watched, jit_compile)
-        for count in steps[:1] if quick else steps:
-            repeats = rounds if count == steps[0] else 1
-            middle = _in_both_roles(pair, count, repeats)
-            key = f"{name}_{count}"
-            ratios[key], errors[key] = middle.ratio, middle.error
-            processor[key] = middle.processor
+        first_fits = []
+        for number in range(rounds):
+            pair = Pair(workload, list, watched, jit_compile)
+            first_fits.append(pair.first_fit_seconds)
+            for count in steps if number == 0 and not quick else steps[:1]:
+                found = comparisons.setdefault(f"{name}_{count}", [])
+                found.append(_in_both_roles(pair, count))
+        shortest = comparisons[f"{name}_{steps[0]}"]
         by_model[name] = {
-            "step_ms": middle.step_ms,
+            "step_ms": float(np.mean([one.step_ms for one in shortest])),
             "decision_ms": time_decision(workload, jit_compile=jit_compile),
             "counts": count_in_fits(workload, COUNTED, jit_compile),
             "memory": count_memory(workload),
-            "first_fit_seconds": pair.first_fit_seconds,
+            "first_fit_seconds": float(np.median(first_fits)),
         }
+    means = {key: mean(found) for key, found in comparisons.items()}
     facts = next(iter(by_model.values()))
     turned = {fact: {name: by_model[name][fact] for name in by_model} for fact in facts}
     return {
-        **ratios,
-        "processor": processor,
-        "errors": errors,
+        **{key: one.ratio for key, one in means.items()},
+        "processor": {key: one.processor for key, one in means.items()},
+        "errors": {key: one.error for key, one in means.items()},
+        "by_round": {
+            key: [one.ratio for one in found] for key, found in comparisons.items()
+        },
         **turned,
         **report,
         "load_after": os.getloadavg()[0],
@@ -115,17 +120,11 @@ def _watching(workload: Workload, update_freq: int | str = "auto") -> Callbacks:
     return [LearnedLearningRate(validation_data=data, update_freq=update_freq)]
 
 
-def _in_both_roles(
-    pair: "Pair", steps: int, repeats: int, turn: int = TURN
-) -> "Comparison":
-    """Returns the median of repeats, each the mean of both models' in both roles."""
-    both = [
-        np.mean([pair(steps, turn, swap) for swap in (False, True)], axis=0)
-        for _ in range(repeats)
-    ]
-    middle = Comparison(*np.median(both, axis=0).tolist())
-    # Of a mean of two.
-    return middle._replace(error=middle.error / np.sqrt(2.0))
+def _in_both_roles(pair: "Pair", steps: int, turn: int = TURN) -> "Comparison":
+    both = [pair(steps, turn, swap) for swap in (False, True)]
+    # By what the turns tell alone: the roles differ by which of the models is faster.
+    error = np.hypot(*(one.error for one in both)) / 2
+    return Comparison(*np.mean(both, axis=0))._replace(error=float(error))
 
 
 class Comparison(NamedTuple):
@@ -134,7 +133,7 @@ class Comparison(NamedTuple):
     Attributes:
         ratio: Seconds with over seconds without.
         processor: The same in processor time.
-        error: Standard error of the ratio, from the differences of the turns.
+        error: Standard error of the ratio.
         step_ms: Milliseconds of a training step without.
         added_us: Microseconds that a step takes longer with.
         added_processor_us: The same in processor time.
@@ -146,6 +145,21 @@ class Comparison(NamedTuple):
     step_ms: float
     added_us: float
     added_processor_us: float
+
+
+def mean(rounds: Sequence[Comparison]) -> Comparison:
+    """Returns the mean of comparisons, and its standard error.
+
+    Args:
+        rounds: Each of other models. Turns of the same two say little of others: where
+            their memory lies is worth some percent.
+    """
+    together = Comparison(*np.mean(rounds, axis=0).tolist())
+    error = together.error / np.sqrt(len(rounds))
+    if len(rounds) > 1:
+        spread = np.std([one.ratio for one in rounds], ddof=1)
+        error = max(error, spread / np.sqrt(len(rounds)))
+    return together._replace(error=float(error))
 
 
 class Pair:
@@ -249,8 +263,12 @@ def measure_tap(
     """
     seldom = functools.partial(_watching, TINY, update_freq=10 * steps)
     pair = Pair(TINY, lambda: [Idle()], seldom, jit_compile)
-    middle = _in_both_roles(pair, steps, rounds, max(1, steps // 10))
-    return {"us": middle.added_us, "processor_us": middle.added_processor_us}
+    turn = max(1, steps // 10)
+    found = [_in_both_roles(pair, steps, turn) for _ in range(rounds)]
+    return {
+        "us": float(np.median([one.added_us for one in found])),
+        "processor_us": float(np.median([one.added_processor_us for one in found])),
+    }
 
 
 def import_seconds(times: int = IMPORTS) -> dict[str, float]:

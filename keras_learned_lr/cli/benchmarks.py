@@ -199,7 +199,7 @@ def _names(joined: str | None) -> tuple[str, ...] | None:
 @benchmark_app.command("overhead")
 def benchmark_overhead(
     rounds: Annotated[
-        int, typer.Option(min=1, help="How often the fits of 2000 steps are repeated.")
+        int, typer.Option(min=1, help="How often, with new models, 2000 steps are run.")
     ] = 2,
     quick: Annotated[
         bool, typer.Option("--quick", help="Leave out the fits of 10 000 steps.")
@@ -218,7 +218,7 @@ def benchmark_overhead(
         print(json.dumps(report))
         return
     table = Table(title="fit with the callback over fit without")
-    for heading in ("fit", "time", "± of a round", "processor time"):
+    for heading in ("fit", "time", "±", "processor time"):
         table.add_column(heading, justify="right")
     for name, processor in report["processor"].items():
         table.add_row(
