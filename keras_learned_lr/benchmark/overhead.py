@@ -123,8 +123,8 @@ def _watching(workload: Workload, update_freq: int | str = "auto") -> Callbacks:
 def _in_both_roles(pair: "Pair", steps: int, turn: int = TURN) -> "Comparison":
     both = [pair(steps, turn, swap) for swap in (False, True)]
     # By what the turns tell alone: the roles differ by which of the models is faster.
-    error = np.hypot(*(one.error for one in both)) / 2
-    return Comparison(*np.mean(both, axis=0))._replace(error=float(error))
+    error = float(np.linalg.norm([one.error for one in both])) / 2
+    return Comparison(*np.mean(both, axis=0).tolist())._replace(error=error)
 
 
 class Comparison(NamedTuple):
