@@ -50,13 +50,13 @@ class TestPrecision:
     def test_float16_with_its_first_steps_skipped(self):
         """They overflow, so nothing is updated; decisions go on all the same."""
         with policy("mixed_float16"):
-            inner = keras.optimizers.SGD(0.1)
+            # From a higher one, the learning rate ends where late steps overflow too.
+            inner = keras.optimizers.SGD(0.01)
             scaled = keras.optimizers.LossScaleOptimizer(inner, initial_scale=2.0**40)
             trainee = classifier(scaled)
             run = check_run(trainee, X, Y, batch_size=4, epochs=6, skipped=True)
         skipped = np.isnan(run.used)
-        # The learning rate ends so high that on some processors a late step overflows.
-        assert skipped[:5].all() and skipped[-20:].sum() <= 2
+        assert skipped[:5].all() and not skipped[-20:].any()
         assert int(trainee.optimizer.iterations) == (~skipped).sum() < len(run.used)
         assert np.sum(run.callback.decisions["step"] < np.argmin(skipped)) > 1
 
