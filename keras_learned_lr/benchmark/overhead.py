@@ -93,7 +93,7 @@ def run(
                 found.append(_in_both_roles(pair, count))
         shortest = comparisons[f"{name}_{steps[0]}"]
         by_model[name] = {
-            "step_ms": float(np.mean([one.step_ms for one in shortest])),
+            "step_ms": mean(shortest).step_ms,
             "decision_ms": time_decision(workload, jit_compile=jit_compile),
             "counts": count_in_fits(workload, COUNTED, jit_compile),
             "memory": count_memory(workload),
@@ -121,10 +121,8 @@ def _watching(workload: Workload, update_freq: int | str = "auto") -> Callbacks:
 
 
 def _in_both_roles(pair: "Pair", steps: int, turn: int = TURN) -> "Comparison":
-    both = [pair(steps, turn, swap) for swap in (False, True)]
     # By what the turns tell alone: the roles differ by which of the models is faster.
-    error = float(np.linalg.norm([one.error for one in both])) / 2
-    return Comparison(*np.mean(both, axis=0).tolist())._replace(error=error)
+    return _mean_by_turns([pair(steps, turn, swap) for swap in (False, True)])
 
 
 class Comparison(NamedTuple):
@@ -154,12 +152,17 @@ def mean(rounds: Sequence[Comparison]) -> Comparison:
         rounds: Each of other models. Turns of the same two say little of others: where
             their memory lies is worth some percent.
     """
-    together = Comparison(*np.mean(rounds, axis=0).tolist())
-    error = together.error / np.sqrt(len(rounds))
-    if len(rounds) > 1:
-        spread = np.std([one.ratio for one in rounds], ddof=1)
-        error = max(error, spread / np.sqrt(len(rounds)))
-    return together._replace(error=float(error))
+    together = _mean_by_turns(rounds)
+    if len(rounds) == 1:
+        return together
+    spread = np.std([one.ratio for one in rounds], ddof=1) / np.sqrt(len(rounds))
+    return together._replace(error=max(together.error, float(spread)))
+
+
+def _mean_by_turns(found: Sequence[Comparison]) -> Comparison:
+    """Returns the mean, with the error that the errors of its parts leave."""
+    error = float(np.linalg.norm([one.error for one in found])) / len(found)
+    return Comparison(*np.mean(found, axis=0).tolist())._replace(error=error)
 
 
 class Pair:
