@@ -174,6 +174,12 @@ def test_a_grid_grows_until_its_best_is_inside(monkeypatch):
     # Far from it, at m = 1, the loss is 3.5 times as high.
     assert scores["constant, 1 run"]["ratio"] == pytest.approx(3.5)
     assert scores["constant, best of 8"]["ties"] == 2
+    # Without grids rivals have their one run, and the measure is tuned all the same.
+    untuned = Protocol(Plan(("tiny",), ("constant",), seeds=2, grids=False), Results())
+    untuned.run()
+    kept = score(untuned)["scores"]
+    assert kept["constant, 1 run"] == scores["constant, 1 run"]
+    assert "constant, best of 8" not in kept and "cosine, best of 8" in kept
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,10 @@ def benchmark_quality(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Cut every run, to try things out.")
     ] = None,
+    grids: Annotated[
+        bool,
+        typer.Option("--grids/--no-grids", help="Whether rivals are tuned, too."),
+    ] = True,
     report_only: Annotated[
         bool, typer.Option("--report-only", help="Train nothing, report what is there.")
     ] = False,
@@ -174,7 +178,7 @@ def benchmark_quality(
     told = Console(stderr=True)
     try:
         plan = command.make_plan(
-            _names(tasks), _names(methods), seeds, quick, controller, steps
+            _names(tasks), _names(methods), seeds, quick, controller, steps, grids
         )
         made = command.run(
             plan, results, report, report_only, lambda line: told.print(line)

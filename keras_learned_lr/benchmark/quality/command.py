@@ -22,6 +22,7 @@ def make_plan(
     quick: bool = False,
     controller: str | None = None,
     steps: int | None = None,
+    grids: bool = True,
 ) -> Plan:
     """Returns the plan for what a user asked for; None is the default of each.
 
@@ -33,6 +34,7 @@ def make_plan(
         controller: The name of a shipped controller or a folder; by default the
             shipped one, where there is one.
         steps: Cuts every run to so many steps.
+        grids: Whether rivals are tuned over a grid besides their one run.
 
     Raises:
         ValueError: If a name is unknown.
@@ -47,6 +49,7 @@ def make_plan(
         controller=controller,
         steps=steps,
         large=not quick,
+        grids=grids,
     )
 
 

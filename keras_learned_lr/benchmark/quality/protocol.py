@@ -48,6 +48,8 @@ class Plan:
             methods that need one.
         steps: Cuts every run to so many steps, to try things out.
         large: Whether cosine is also tuned over its large grid.
+        grids: Whether rivals are tuned over a grid besides their one run; cosine
+            always is.
     """
 
     tasks: tuple[str, ...] = tuple(TASKS)
@@ -57,6 +59,7 @@ class Plan:
     controller: str | None = None
     steps: int | None = None
     large: bool = True
+    grids: bool = True
 
     def __post_init__(self) -> None:
         _check_names("tasks", self.tasks, TASKS)
@@ -119,7 +122,7 @@ class Protocol:
             for method in self.plan.chosen:
                 if method.needs_controller:
                     continue
-                if method.tuned:
+                if self.has_grid(method):
                     self.tuned(task, method)
                     if method.variants and self.plan.large:
                         self.tuned(task, method, large=True)
@@ -134,7 +137,7 @@ class Protocol:
         for seed in self.seeds:
             for log_multiplier in self.starts(method):
                 self.record(task, method, seed, log_multiplier)
-            if method.tuned:
+            if self.has_grid(method):
                 for large in (False, True)[: 1 + self.has_large(method)]:
                     best = self.tuned(task, method, large)
                     if best is not None:
@@ -148,6 +151,10 @@ class Protocol:
     def seeds(self) -> range:
         """The seeds that are scored."""
         return range(TUNING_SEED + 1, TUNING_SEED + 1 + self.plan.seeds)
+
+    def has_grid(self, method: Method) -> bool:
+        """Whether a method is tuned."""
+        return method.tuned and (self.plan.grids or method.name == "cosine")
 
     def has_large(self, method: Method) -> bool:
         """Whether a method is tuned over the large grid too."""

@@ -51,7 +51,7 @@ def entries(protocol: Protocol) -> list[Entry]:
     """Returns everything that gets a score, in the order of the tables."""
     found = []
     for method in protocol.plan.chosen:
-        if method.tuned:
+        if protocol.has_grid(method):
             found.append(Entry(method))
             if protocol.has_large(method):
                 found.append(Entry(method, large=True))
