@@ -19,7 +19,7 @@ from keras_learned_lr.control.controller import (
     RemoteController,
 )
 from keras_learned_lr.control.optimizer import OptimizerLearningRate
-from keras_learned_lr.control.record import Record
+from keras_learned_lr.control.record import Record, as_table
 from keras_learned_lr.control.schedules import EverySteps
 from keras_learned_lr.control_loop import ControlLoop
 from keras_learned_lr.controllers import as_controller
@@ -166,18 +166,10 @@ class LearnedLearningRate(keras.callbacks.Callback):
         `reward` holds what each decision earned, NaN for one that the run's end left
         open.
         """
-        records = self._records
         names = self.controller.observation_spec.names
-        observations = np.reshape([r.observation for r in records], [-1, len(names)])
-        table: dict[str, Any] = {
-            field: np.array([getattr(r, field) for r in records])
-            for field in ("step", "learning_rate", "factor", "action", "loss", "held")
-        }
-        back = [-1 if r.rolled_back is None else r.rolled_back for r in records]
-        table["rolled_back"] = np.array(back, int)
-        table["observation"] = dict(zip(names, observations.T, strict=True))
+        table = as_table(self._records, names)
         if self._learner is not None:
-            open_ended = [math.nan] * (len(records) - len(self._rewards))
+            open_ended = [math.nan] * (len(self._records) - len(self._rewards))
             table["reward"] = np.array(self._rewards + open_ended)
         return table
 
@@ -398,27 +390,8 @@ class LearnedLearningRate(keras.callbacks.Callback):
                 "decision", f"A decision failed: {error} No more are made in this run."
             )
             return
-        if record.failure is not None:
-            self._tell(
-                "failure",
-                f"The controller did not answer: {record.failure} The learning rate "
-                f"stays at {record.learning_rate:g} until it does.",
-            )
-        elif record.held:
-            self._tell(
-                "held",
-                "A loss or an action was not finite. The learning rate stays at "
-                f"{record.learning_rate:g}, the last under which losses were finite.",
-            )
-        if record.rolled_back is not None:
-            known = math.isfinite(record.loss)
-            what = f"rose to {record.loss:.4g}" if known else "is not finite any more"
-            self._tell(
-                "rollback",
-                f"The loss {what}. The weights and the optimizer's variables are those "
-                f'of step {record.rolled_back} again. `decisions["rolled_back"]` '
-                "tells where this happened, `rollback=False` leaves it out.",
-            )
+        for kind, message in record.remarks():
+            self._tell(kind, message)
         self._tell_if_contested(record.contested)
         if self._verbose:
             print(

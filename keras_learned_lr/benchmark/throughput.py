@@ -16,7 +16,8 @@ import tensorflow as tf
 
 from keras_learned_lr.control.actions import AnchoredScaleFactor
 from keras_learned_lr.learning.optimizers import make_settings
-from keras_learned_lr.learning.trainees import Members, Template, Trainees
+from keras_learned_lr.learning.trainee_state import Members, Template
+from keras_learned_lr.learning.trainees import Trainees
 from keras_learned_lr.observation.spec import ObservationSpec
 
 LOSS = "sparse_categorical_crossentropy"

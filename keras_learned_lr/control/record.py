@@ -1,5 +1,7 @@
 """What passes between the steps of a decision, and what is kept of it."""
 
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,6 +60,53 @@ class Record(NamedTuple):
     info: Any
     failure: str | None = None
     rolled_back: int | None = None
+
+    def remarks(self) -> Iterator[tuple[str, str]]:
+        """Returns what a user should know of it: kinds of remark, and sentences."""
+        if self.failure is not None:
+            yield (
+                "failure",
+                f"The controller did not answer: {self.failure} The learning rate "
+                f"stays at {self.learning_rate:g} until it does.",
+            )
+        elif self.held:
+            yield (
+                "held",
+                "A loss or an action was not finite. The learning rate stays at "
+                f"{self.learning_rate:g}, the last under which losses were finite.",
+            )
+        if self.rolled_back is not None:
+            known = math.isfinite(self.loss)
+            what = f"rose to {self.loss:.4g}" if known else "is not finite any more"
+            yield (
+                "rollback",
+                f"The loss {what}. The weights and the optimizer's variables are those "
+                f'of step {self.rolled_back} again. `decisions["rolled_back"]` '
+                "tells where this happened, `rollback=False` leaves it out.",
+            )
+
+
+def as_table(records: Sequence[Record], features: Sequence[str]) -> dict[str, Any]:
+    """Returns decisions as arrays with one entry each, by name.
+
+    Args:
+        records: The decisions.
+        features: Names of the observation's features.
+
+    Returns:
+        `step`, `learning_rate`, `factor`, `action`, `loss`, `held`, `rolled_back` (-1
+        where nothing was), and `observation`, a dict of arrays by feature.
+    """
+    fields = ("step", "learning_rate", "factor", "action", "loss", "held")
+    table: dict[str, Any] = {
+        field: np.array([getattr(record, field) for record in records])
+        for field in fields
+    }
+    back = [-1 if r.rolled_back is None else r.rolled_back for r in records]
+    table["rolled_back"] = np.array(back, int)
+    observations = np.reshape([r.observation for r in records], [-1, len(features)])
+    table["observation"] = dict(zip(features, observations.T, strict=True))
+    return table
 
 
 def pack(

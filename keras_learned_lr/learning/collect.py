@@ -1,4 +1,4 @@
-"""Lets a learner act in an environment for an episode and keep what it did."""
+"""Lets a policy act in an environment for an episode; a learner keeps what it did."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +8,40 @@ import numpy as np
 from keras_learned_lr.learning import _tf_agents as tfa
 from keras_learned_lr.learning.environment import TraineesEnvironment
 from keras_learned_lr.learning.learner import ControllerLearner
+from keras_learned_lr.learning.trainee_state import TraineesState
+
+# Told of a decision: the time step before it, where the trainees stood then, what the
+# policy did, and the time step after it.
+OnDecision = Callable[[Any, TraineesState, Any, Any], None]
+
+
+def steer(
+    environment: TraineesEnvironment,
+    policy: Any,
+    act: Callable[[Any, Any], Any],
+    on_decision: OnDecision,
+) -> np.ndarray:
+    """Lets a policy steer every trainee of an environment from beginning to end.
+
+    Args:
+        environment: Draws the trainees.
+        policy: A `TFPolicy`; gives the state before the first decision.
+        act: Its action, as a tf.function.
+        on_decision: Called after each decision.
+
+    Returns:
+        The loss on the scoring rows at the end, `[batch]`, NaN where diverged.
+    """
+    now = environment.reset()
+    memory = policy.get_initial_state(environment.batch_size)
+    while not now.is_last().all():
+        stood = environment.state
+        assert stood is not None
+        chosen = act(now, memory)
+        following = environment.step(chosen.action.numpy())
+        on_decision(now, stood, chosen, following)
+        now, memory = following, chosen.state
+    return environment.score()
 
 
 def collect_episode(
@@ -25,11 +59,8 @@ def collect_episode(
     Returns:
         The loss on the scoring rows at the end, `[batch]`, NaN where diverged.
     """
-    now = environment.reset()
-    state = learner.collect_policy.get_initial_state(environment.batch_size)
-    while not now.is_last().all():
-        chosen = act(now, state)
-        following = environment.step(chosen.action.numpy())
+
+    def keep(now: Any, _: TraineesState, chosen: Any, following: Any) -> None:
         learner.observe(tfa.trajectory.from_transition(now, chosen, following))
-        now, state = following, chosen.state
-    return environment.score()
+
+    return steer(environment, learner.collect_policy, act, keep)

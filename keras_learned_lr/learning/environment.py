@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras_learned_lr.learning import _tf_agents as tfa
 from keras_learned_lr.learning.rewards import Reward
 from keras_learned_lr.learning.tasks.sampler import PRIVILEGED, TaskBatch
-from keras_learned_lr.learning.trainees import TraineesState
+from keras_learned_lr.learning.trainee_state import TraineesState
 
 BASELINES = ("none", "group")
 

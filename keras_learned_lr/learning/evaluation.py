@@ -11,7 +11,7 @@ from keras_learned_lr.control.actions import AnchoredScaleFactor
 from keras_learned_lr.learning.environment import scores
 from keras_learned_lr.learning.tasks.sampler import TaskBatch, TaskSampler
 from keras_learned_lr.learning.tasks.split import TaskTemplate
-from keras_learned_lr.learning.trainees import TraineesState
+from keras_learned_lr.learning.trainee_state import TraineesState
 from keras_learned_lr.observation.spec import ObservationSpec
 
 # Decades between the initial learning rates and the template's, for a controller ...

@@ -20,10 +20,12 @@ import tensorflow as tf
 from keras_learned_lr.control.actions import ActionForm
 from keras_learned_lr.learning import _tf_agents as tfa
 from keras_learned_lr.learning.agents import make_adam
+from keras_learned_lr.learning.collect import steer
 from keras_learned_lr.learning.environment import TraineesEnvironment
 from keras_learned_lr.learning.evaluation import run_level
 from keras_learned_lr.learning.learner import ControllerLearner
 from keras_learned_lr.learning.tasks.sampler import TaskBatch
+from keras_learned_lr.learning.trainee_state import TraineesState
 
 # Levels that are tried, in decades around the template's learning rate, and how far
 # they are moved together from task to task.
@@ -136,35 +138,33 @@ class Imitation:
             The loss on the scoring rows at the end, `[batch]`, NaN where diverged, and
             the training steps that the searches took.
         """
-        now = environment.reset()
+        rows: list[tuple[np.ndarray, ...]] = []
+
+        def keep(now: Any, stood: TraineesState, _: Any, __: Any) -> None:
+            batch = environment.batch
+            assert batch is not None
+            reference = batch.template.learning_rate
+            progress = np.array([int(stood.step), int(batch.members.horizon)])
+            rows.append(
+                (
+                    now.observation,
+                    stood.action.level.numpy() / reference,
+                    stood.action.default.numpy() / reference,
+                    np.tile(progress.astype("float32"), (len(batch.task), 1)),
+                    (stood.alive | stood.collapsed).numpy().astype("float32"),
+                )
+            )
+
+        final = steer(environment, self._learner.collect_policy, act, keep)
         batch = environment.batch
         assert batch is not None
-        reference = batch.template.learning_rate
-        horizon = int(batch.members.horizon)
-        rows: list[tuple[np.ndarray, ...]] = []
-        memory = self._learner.collect_policy.get_initial_state(len(batch.task))
-        while not now.is_last().all():
-            state = environment.state
-            assert state is not None
-            progress = np.array([int(state.step), horizon], np.float32)
-            row = (
-                now.observation,
-                state.action.level.numpy() / reference,
-                state.action.default.numpy() / reference,
-                np.tile(progress, (len(batch.task), 1)),
-                (state.alive | state.collapsed).numpy().astype("float32"),
-            )
-            rows.append(row)
-            chosen = act(now, memory)
-            memory = chosen.state
-            now = environment.step(chosen.action.numpy())
         observation, level, default, at, counts = (
             np.stack(column, axis=1) for column in zip(*rows, strict=True)
         )
         task, costs = batch.task.astype("int32"), search(batch, rng)
         found = Choices(observation, level, default, at, counts, task, costs)
         self._kept.append(found)
-        return environment.score(), SEARCHES * horizon * len(batch.task)
+        return final, SEARCHES * int(batch.members.horizon) * len(batch.task)
 
     def learn(self, rng: np.random.Generator) -> float:
         """Trains the actor on the decisions that are kept.

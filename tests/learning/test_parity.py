@@ -11,7 +11,8 @@ from keras_learned_lr.control.actions import AnchoredScaleFactor, ScaleFactor, W
 from keras_learned_lr.control.controller import PolicyOutput
 from keras_learned_lr.control.schedules import EverySteps
 from keras_learned_lr.learning.reference import keras_optimizer
-from keras_learned_lr.learning.trainees import Template, Trainees
+from keras_learned_lr.learning.trainee_state import Template
+from keras_learned_lr.learning.trainees import Trainees
 from keras_learned_lr.observation.spec import DEFAULT, PUBLISHED, ObservationSpec
 
 LOSS = "sparse_categorical_crossentropy"

@@ -15,7 +15,8 @@ from keras_learned_lr.learning.shards import (
     number_of_plain_shards,
     number_of_shards,
 )
-from keras_learned_lr.learning.trainees import Template, Trainees
+from keras_learned_lr.learning.trainee_state import Template
+from keras_learned_lr.learning.trainees import Trainees
 from keras_learned_lr.observation.spec import DEFAULT, PUBLISHED, ObservationSpec
 
 LOSS = "sparse_categorical_crossentropy"

@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_learned_lr.learning.optimizers import make_settings
-from keras_learned_lr.learning.trainees import Members
+from keras_learned_lr.learning.trainee_state import Members
 
 LAYERS = keras.layers
 

@@ -16,12 +16,8 @@ from keras_learned_lr.learning.tasks.task_family import (
     TaskFamily,
     draw_noise,
 )
-from keras_learned_lr.learning.trainees import (
-    Members,
-    Template,
-    Trainees,
-    TraineesState,
-)
+from keras_learned_lr.learning.trainee_state import Members, Template, TraineesState
+from keras_learned_lr.learning.trainees import Trainees
 from keras_learned_lr.observation.spec import ObservationSpec
 
 # Batches after which a trainee's order of examples begins anew.
