@@ -223,12 +223,10 @@ def test_open_loop_sees_the_clock_and_else_averages():
             shown.append(observation.numpy())
             return super().act(observation, state)
 
-    blind = learned.Blind(
-        Spy(0.0, ("validation_loss", "progress")),
-        {"validation_loss": 7.0, "progress": 9},
-    )
-    blind.act(tf.constant([[1.0, 0.25]]), [])
-    np.testing.assert_allclose(shown, [[[7.0, 0.25]]])
+    names = ("validation_loss", "progress", "progress@0.5", "nonfinite@0.5")
+    blind = learned.Blind(Spy(0.0, names), dict.fromkeys(names, 7.0))
+    blind.act(tf.constant([[1.0, 0.25, 0.5, 2.0]]), [])
+    np.testing.assert_allclose(shown, [[[7.0, 0.25, 0.5, 7.0]]])
 
 
 def test_the_average_schedule_is_replayed_from_another_guess():

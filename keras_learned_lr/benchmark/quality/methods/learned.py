@@ -14,7 +14,7 @@ from keras_learned_lr.callback import LearnedLearningRate
 from keras_learned_lr.control.actions import ENVELOPES
 from keras_learned_lr.control.controller import Controller, PolicyOutput
 
-# What a schedule knows too: open loop, these stay as they are.
+# What a schedule knows too: these and their running averages stay as they are.
 CLOCK = frozenset({"progress", "log_horizon", "log_window", "first_decision"})
 # The replayed schedule is averaged at so many points of the run.
 POINTS = 100
@@ -90,7 +90,8 @@ class Blind:
         self.action_form = controller.action_form
         self._controller = controller
         names = self.observation_spec.names
-        self._kept = tf.constant([name in CLOCK for name in names])
+        # "name@decay" is the running average of a feature.
+        self._kept = tf.constant([name.partition("@")[0] in CLOCK for name in names])
         self._averages = tf.constant([averages[name] for name in names])
 
     def initial_state(self, batch_size: int) -> list[tf.Tensor]:
