@@ -50,14 +50,15 @@ def initial_learning_rates(report: dict[str, Any]) -> Figure | None:
     """
     if not report["by_start"]:
         return None
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for name, found in report["by_start"].items():
         starts = sorted(found, key=float)
         x = [10.0 ** float(start) for start in starts]
-        (line,) = axes.plot(
-            x, [found[s]["ratio"] for s in starts], marker="o", label=name
-        )
+        ratios = [found[s]["ratio"] for s in starts]
+        # The controller on top: its controls may lie where it does.
+        order = 4 if name == "learned" else 3
+        (line,) = axes.plot(x, ratios, marker="o", label=name, zorder=order)
         ends = [found[s]["interval"] for s in starts]
         if all(ends):
             low, high = zip(*ends, strict=True)
@@ -65,8 +66,8 @@ def initial_learning_rates(report: dict[str, Any]) -> Figure | None:
     for name, method in METHODS.items():
         one_run = report["scores"].get(f"{name}, 1 run")
         if method.default is not None and one_run is not None:
-            axes.axhline(one_run["ratio"], ls="--", lw=1, color="grey")
-            axes.annotate(name, (axes.get_xlim()[1], one_run["ratio"]), fontsize=7)
+            (line,) = axes.plot([], [], ls="--", lw=1, label=name)
+            axes.axhline(one_run["ratio"], ls="--", lw=1, color=line.get_color())
     axes.axhline(1.0, color="black", lw=1)
     axes.set(
         xscale="log",
@@ -74,7 +75,7 @@ def initial_learning_rates(report: dict[str, Any]) -> Figure | None:
         xlabel="initial learning rate over the reference",
         ylabel="final test loss over the tuned cosine's",
     )
-    axes.legend()
+    figure.legend(loc="outside right upper", fontsize=8)
     return figure
 
 
