@@ -22,6 +22,7 @@ import tensorflow as tf
 from keras_learned_lr.control.actions import lifted
 from keras_learned_lr.learning import ControllerLearner
 from keras_learned_lr.learning.environment import scores
+from keras_learned_lr.learning.evaluation import run_controller
 from keras_learned_lr.learning.meta_config import read_config
 from keras_learned_lr.learning.task_stream import TaskStream, make_sampler
 
@@ -58,25 +59,19 @@ class Head:
         """Steers trainees to the end, each with its change of the weights.
 
         Returns:
-            What each earned, minus its final log loss, and all that the head saw.
+            What each earned, minus its final log loss, and the observations of each
+            decision.
         """
-        trainees, members = batch.trainees, batch.members
-        state, look = trainees.begin(members)
-        first, seen = scores(batch, state), []
-        horizon, step = int(members.horizon), 0
-        while step < horizon:
-            seen.append(self.inputs(look.observation.numpy()))
-            action = np.tanh((seen[-1] * (self.weights + changes)).sum(1))
-            due = min(trainees.form.schedule.next_step(step, horizon), horizon)
-            state, look = trainees.advance(
-                members,
-                state,
-                tf.constant(action, tf.float32),
-                tf.constant(due - step, tf.int64),
-            )
-            step = due
-        loss = scores(batch, state) + RESOLUTION * first
-        return -np.log(np.where(np.isfinite(loss), loss, np.inf)), np.concatenate(seen)
+        weights = self.weights + changes
+
+        def act(observation, state):
+            action = np.tanh((self.inputs(observation.numpy()) * weights).sum(1))
+            return tf.constant(action, tf.float32), state
+
+        first = scores(batch, batch.trainees.begin(batch.members)[0])
+        losses, observed = run_controller(batch, act, [])
+        loss = losses + RESOLUTION * first
+        return -np.log(np.where(np.isfinite(loss), loss, np.inf)), observed
 
 
 def pairs_of(batch):
@@ -117,7 +112,8 @@ def main(checkpoint, rounds, seed):
     trainees = config.tasks * config.group
     none = np.zeros([trainees, len(head.weights)])
     runs = [head.run(draw(), none)[1] for _ in range(config.templates_per_round)]
-    seen = np.concatenate([rng.permutation(run)[:2000] for run in runs])
+    inputs = [np.concatenate([head.inputs(one) for one in run]) for run in runs]
+    seen = np.concatenate([rng.permutation(rows)[:2000] for rows in inputs])
     changes, shift = directions(seen)
     found, drawn, families = [], [], []
     for _ in range(rounds * config.templates_per_round):

@@ -66,8 +66,8 @@ def initial_learning_rates(report: dict[str, Any]) -> Figure | None:
     for name, method in METHODS.items():
         one_run = report["scores"].get(f"{name}, 1 run")
         if method.default is not None and one_run is not None:
-            (line,) = axes.plot([], [], ls="--", lw=1, label=name)
-            axes.axhline(one_run["ratio"], ls="--", lw=1, color=line.get_color())
+            color = f"C{len(axes.lines)}"  # the next one
+            axes.axhline(one_run["ratio"], ls="--", lw=1, color=color, label=name)
     axes.axhline(1.0, color="black", lw=1)
     axes.set(
         xscale="log",

@@ -124,7 +124,7 @@ class Protocol:
                     continue
                 if self.has_grid(method):
                     self.tuned(task, method)
-                    if method.variants and self.plan.large:
+                    if self.has_large(method):
                         self.tuned(task, method, large=True)
                 self._score(task, method)
         # The averages that controls need are taken over all tasks.
