@@ -21,9 +21,11 @@ from keras_learned_lr.control.optimizer import OptimizerLearningRate
 from keras_learned_lr.control.plan import RatePlan
 from keras_learned_lr.control.record import Look, Record, pack, unpack
 from keras_learned_lr.control.rollback import Rollback, has_collapsed
+from keras_learned_lr.observation.layers import moving_statistics
 from keras_learned_lr.observation.memory import Memory
 from keras_learned_lr.observation.probe import Probe
 from keras_learned_lr.observation.spec import observe
+from keras_learned_lr.observation.statistics import Statistics
 from keras_learned_lr.observation.tensors import first_replica
 from keras_learned_lr.observation.validation import ValidationLoss
 
@@ -329,8 +331,7 @@ class ControlLoop:
                 state.level,
                 state.default,
             )
-            memory = self._memory.read()
-            back_to = self._back_to(statistics.validation_loss, memory)
+            back_to, memory = self._back_to(statistics, self._memory.read())
             observation, memory = observe(self._spec, statistics, memory)
             self._memory.assign(memory)
             return Look(
@@ -342,13 +343,17 @@ class ControlLoop:
                 back_to,
             )
 
-    def _back_to(self, loss: tf.Tensor, memory: Memory) -> tf.Tensor:
+    def _back_to(
+        self, statistics: Statistics, memory: Memory
+    ) -> tuple[tf.Tensor, Memory]:
         # The training loss of a short window says little.
         if self._rollback is None or not self._validates:
-            return tf.constant(-1.0)
+            return tf.constant(-1.0), memory
         # Of before this decision: where nothing is kept yet, -1 as well.
         kept = tf.cast(self._rollback.kept_step, tf.float32)
-        return tf.where(has_collapsed(loss, memory), kept, -1.0)
+        lags = bool(moving_statistics(self._model))
+        collapsed, memory = has_collapsed(statistics, memory, lags)
+        return tf.where(collapsed, kept, -1.0), memory
 
     def _ask(self, look: Look) -> PolicyOutput:
         with tf.device(self._device):

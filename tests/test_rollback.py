@@ -19,6 +19,7 @@ from helpers import (
 
 from keras_learned_lr.control.rollback import PATIENCE, has_collapsed
 from keras_learned_lr.observation.memory import initial_memory
+from keras_learned_lr.observation.statistics import Statistics
 
 X, Y = data()
 
@@ -120,9 +121,79 @@ def test_what_counts_as_collapse(first, best, now, collapsed):
         best_validation_loss=tf.constant(best),
     )
     # Before there was a loss, nothing can be undone.
-    assert not has_collapsed(tf.constant(now), memory)
+    assert not judged(memory, validation=now)[0]
     memory = memory._replace(validation_seen=tf.constant(1.0))
-    assert has_collapsed(tf.constant(now), memory).numpy() == collapsed
+    found, after = judged(memory, validation=now)
+    assert found == collapsed
+    assert after.setbacks == collapsed
+
+
+def judged(memory, validation, training=0.0, step=50, lags=False):
+    """What is said of a window of a run of 100 steps."""
+    statistics = Statistics(*(tf.zeros(()) for _ in Statistics._fields))._replace(
+        validation_loss=tf.constant(validation, tf.float32),
+        training_loss=tf.constant(training, tf.float32),
+        step=tf.constant(step, tf.float32),
+        horizon=tf.constant(100.0),
+    )
+    collapsed, memory = has_collapsed(statistics, memory, lags)
+    return bool(collapsed), memory
+
+
+@pytest.mark.parametrize(
+    ("training", "step", "collapsed"),
+    [
+        (1.0, 50, False),
+        (1.24, 50, False),
+        (1.26, 50, True),
+        (np.nan, 50, True),
+        # What a bad step does to the averages of a young run stays for long.
+        (1.0, 1, True),
+    ],
+)
+def test_where_averages_lag_the_training_loss_has_to_rise_too(
+    training, step, collapsed
+):
+    memory = initial_memory()._replace(
+        first_validation_loss=tf.constant(2.0),
+        best_validation_loss=tf.constant(1.0),
+        validation_seen=tf.constant(1.0),
+        first_training_loss=tf.constant(2.0),
+        best_training_loss=tf.constant(1.0),
+        training_seen=tf.constant(1.0),
+    )
+    found, after = judged(memory, 1.5, training, step, lags=True)
+    assert found == collapsed
+    # Only what is counted is held against the next.
+    assert after.setbacks == collapsed
+    assert judged(memory, 1.5, training, step)[0]
+    assert not judged(memory, 1.0, training, step, lags=True)[0]
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_fit_knows_whose_averages_lag(normalised):
+    """A validation loss that rises alone takes only weights back that it tells of."""
+    risen = tf.Variable(0.0)
+
+    class Rises(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if self.model.optimizer.iterations == 6:
+                risen.assign(2.0)
+
+    trainee = model(batch_norm=normalised)
+    compute_loss = trainee.compute_loss
+
+    def with_rise(*args, training=True, **kwargs):
+        found = compute_loss(*args, training=training, **kwargs)
+        return found if training else found + risen
+
+    trainee.compute_loss = with_rise
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        callback = rate(GraphController(0.3, form=every(3)))
+        fit(trainee, [Rises(), callback], epochs=6)
+    back = callback.decisions["rolled_back"].tolist()
+    assert back == [-1] * 12 if normalised else back[:5] == [-1, -1, 3, 3, 3]
 
 
 def test_three_times_in_a_row_and_no_more():

@@ -7,7 +7,12 @@ import tensorflow as tf
 
 from keras_learned_lr.control.actions import progress_of
 from keras_learned_lr.observation.layers import is_built
-from keras_learned_lr.observation.memory import Memory, is_undone
+from keras_learned_lr.observation.memory import (
+    Memory,
+    has_training_risen,
+    is_undone,
+)
+from keras_learned_lr.observation.statistics import Statistics
 
 # Windows in a row without a finite loss: one may be a batch that was bad.
 PATIENCE = 3
@@ -19,20 +24,34 @@ ATTEMPTS = 3
 YOUTH = 0.02
 
 
-def has_collapsed(loss: tf.Tensor, memory: Memory) -> tf.Tensor:
+def has_collapsed(
+    statistics: Statistics, memory: Memory, lags: bool
+) -> tuple[tf.Tensor, Memory]:
     """Returns whether a window has ruined the weights, so that they are put back.
 
     They are where a loss is not finite any more, or most of what was learned is undone.
     If that happens again and again from the same weights, whatever the learning rate,
-    it is not the rate (the moving averages of a batch normalisation lag behind, or a
-    momentum goes on): then they are left to recover.
+    it is not the rate (a momentum goes on, say): then they are left to recover.
 
     Args:
-        loss: The validation loss at the end of the window, a scalar or `[batch]`.
-        memory: What was remembered when the window began.
+        statistics: Of the window, scalars or `[batch]`.
+        memory: What was remembered when it began.
+        lags: Whether validation losses lag behind the weights, as those of a batch
+            normalisation do, which takes moving averages for them. While these catch
+            up the loss rises and nothing is lost: the training loss has to have risen
+            too, but in a young run, whose averages a bad step spoils for long.
+
+    Returns:
+        That, and the memory with its setbacks counted.
     """
-    again = (memory.setbacks < ATTEMPTS) | ~tf.math.is_finite(loss)
-    return is_undone(loss, memory) & again
+    undone = is_undone(statistics, memory)
+    if lags:
+        young = is_young(statistics.step, statistics.horizon)
+        undone &= young | has_training_risen(statistics, memory)
+    again = memory.setbacks < ATTEMPTS
+    again |= ~tf.math.is_finite(statistics.validation_loss)
+    setbacks = tf.where(undone, memory.setbacks + 1.0, 0.0)
+    return undone & again, memory._replace(setbacks=setbacks)
 
 
 def is_young(step: tf.Tensor, horizon: tf.Tensor) -> tf.Tensor:

@@ -28,7 +28,7 @@ from keras_learned_lr.learning.trainee_state import (
     Template,
     TraineesState,
 )
-from keras_learned_lr.observation.layers import designated_weights
+from keras_learned_lr.observation.layers import designated_weights, moving_statistics
 from keras_learned_lr.observation.spec import ObservationSpec, observe
 from keras_learned_lr.observation.statistics import Statistics
 from keras_learned_lr.observation.window_losses import measure_losses
@@ -59,6 +59,7 @@ class Trainees:
         model = template.model
         self.layout = Layout(model.trainable_variables)
         self._model = BatchedModel(model)
+        self._lags = bool(moving_statistics(model))
         self._loss = _as_loss(template.loss)
         self._gradients = LossAndGradients(
             model, self._model, self.layout, self._loss, template.way
@@ -405,10 +406,10 @@ class Trainees:
             finite=tf.cast(finite, tf.float32),
             **measured,
         )
-        collapsed = tf.zeros_like(finite)
+        collapsed, memory = tf.zeros_like(finite), now.memory
         if members.validation is not None and "validation" in needs:
-            collapsed = has_collapsed(validation, now.memory)
-        observation, memory = observe(self.spec, statistics, now.memory)
+            collapsed, memory = has_collapsed(statistics, memory, self._lags)
+        observation, memory = observe(self.spec, statistics, memory)
         now = now._replace(memory=memory, finite=finite, collapsed=collapsed)
         return now, Look(observation, statistics, losses)
 

@@ -75,20 +75,31 @@ def validation_change(s: Statistics, m: Memory) -> tf.Tensor:
     return m.validation_seen * value
 
 
-def is_undone(loss: tf.Tensor, m: Memory) -> tf.Tensor:
+def is_undone(s: Statistics, m: Memory) -> tf.Tensor:
     """Returns whether most of what a run had learned is lost.
 
     A loss that is not finite where one was before says so, too. Losses are compared by
     their differences only, so that one below 0 is like any other.
 
     Args:
-        loss: The validation loss now, a scalar or `[batch]`.
-        m: What was remembered when the window began.
+        s: What was measured of the window that ends now.
+        m: What was remembered when it began.
     """
-    first, best = m.first_validation_loss, m.best_validation_loss
-    allowed = tf.maximum(UNDONE * (first - best), AT_LEAST * tf.abs(first))
-    lost = ~tf.math.is_finite(loss) | (loss - best > allowed)
+    lost = _has_risen(
+        s.validation_loss, m.first_validation_loss, m.best_validation_loss
+    )
     return (m.validation_seen > 0.5) & lost
+
+
+def has_training_risen(s: Statistics, m: Memory) -> tf.Tensor:
+    """Returns whether the same can be said of the training loss; see `is_undone`."""
+    lost = _has_risen(s.training_loss, m.first_training_loss, m.best_training_loss)
+    return (m.training_seen > 0.5) & lost
+
+
+def _has_risen(loss: tf.Tensor, first: tf.Tensor, best: tf.Tensor) -> tf.Tensor:
+    allowed = tf.maximum(UNDONE * (first - best), AT_LEAST * tf.abs(first))
+    return ~tf.math.is_finite(loss) | (loss - best > allowed)
 
 
 def _has_training(s: Statistics) -> tf.Tensor:
@@ -135,10 +146,8 @@ def with_firsts(s: Statistics, m: Memory) -> Memory:
 def with_window(s: Statistics, m: Memory) -> Memory:
     """Moves on to the next window."""
     training, validation = _has_training(s), _has_validation(s)
-    undone = is_undone(s.validation_loss, m)
     return m._replace(
         decisions=m.decisions + 1.0,
-        setbacks=tf.where(undone, m.setbacks + 1.0, 0.0),
         previous_training_loss=tf.where(
             training, s.training_loss, m.previous_training_loss
         ),
