@@ -43,12 +43,12 @@ def rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """Returns all tables as Markdown.
+    """Returns all tables as a page of Markdown.
 
     Args:
         report: What `score` returned.
     """
-    parts = [_table(HEADINGS, rows(report))]
+    parts = ["# Quality benchmark\n", _table(HEADINGS, rows(report))]
     by_start = report["by_start"]
     if by_start:
         starts = sorted({s for found in by_start.values() for s in found}, key=float)
@@ -61,7 +61,7 @@ def markdown(report: dict[str, Any]) -> str:
     scores = report["scores"]
     for label in scores:
         if label.startswith("learned,") or label == "cosine, 1 run":
-            parts.append(f"### {label}\n\n" + _by_task(scores[label]))
+            parts.append(f"## {label}\n\n" + _by_task(scores[label]))
     extended = [
         f"{task}: {label}, {found['runs']} runs, at 10^{found['log_multiplier']:g}"
         for task, labels in report["tuning"].items()
