@@ -39,10 +39,6 @@ SEARCHES = 2
 # A level under which runs diverge costs as much as one that ends with this multiple of
 # the lowest loss.
 WORST_RATIO = 10.0
-# Share of the loss at the lowest level tried, where hardly anything is learned, below
-# which differences stop to count in full: ratios of losses near 0 would outweigh all
-# else where there is next to no noise.
-RESOLUTION = 0.01
 # Where no level was tried, costs rise by so much (log loss) a decade: least below,
 # where a run is slow but safe.
 SLOPE_BELOW, SLOPE_ABOVE = 0.5, 1.0
@@ -93,6 +89,7 @@ class Imitation:
         steps: Gradient steps a round.
         kept: Batches whose decisions are learned from, the latest ones.
         deviation: Standard deviation of the actions in the first round.
+        resolution: See `search`.
     """
 
     def __init__(
@@ -103,12 +100,14 @@ class Imitation:
         steps: int = 120,
         kept: int = 120,
         deviation: float = 0.25,
+        resolution: float = 0.01,
     ) -> None:
         self._learner = learner
         self._rounds = rounds
         self._learning_rate = learning_rate
         self._steps = steps
         self._deviation = deviation
+        self._resolution = resolution
         self._kept: deque[Choices] = deque(maxlen=kept)
         actor = learner.parts.actor
         self._optimizer = make_adam(learning_rate, actor.trainable_variables)
@@ -161,7 +160,8 @@ class Imitation:
         observation, level, default, at, counts = (
             np.stack(column, axis=1) for column in zip(*rows, strict=True)
         )
-        task, costs = batch.task.astype("int32"), search(batch, rng)
+        task = batch.task.astype("int32")
+        costs = search(batch, rng, self._resolution)
         found = Choices(observation, level, default, at, counts, task, costs)
         self._kept.append(found)
         return final, SEARCHES * int(batch.members.horizon) * len(batch.task)
@@ -228,12 +228,17 @@ class Imitation:
                 self._kept.append(Choices(*found))
 
 
-def search(batch: TaskBatch, rng: np.random.Generator) -> np.ndarray:
+def search(
+    batch: TaskBatch, rng: np.random.Generator, resolution: float = 0.01
+) -> np.ndarray:
     """Trains the tasks of a batch at constant levels.
 
     Args:
         batch: Its tasks are searched, each by as many trainees as it has in the batch.
         rng: Moves the levels.
+        resolution: Share of the loss at the lowest level tried, where hardly anything
+            is learned, below which differences stop to count in full: ratios of
+            losses near 0 would outweigh all else where there is next to no noise.
 
     Returns:
         The cost of each of `LEVELS`, log loss over the lowest found, float32
@@ -250,7 +255,8 @@ def search(batch: TaskBatch, rng: np.random.Generator) -> np.ndarray:
     losses = np.concatenate([found, _try(batch, closer)], 1)
     order = np.argsort(levels, 1)
     levels, losses = (np.take_along_axis(x, order, 1) for x in (levels, losses))
-    return np.stack([_costs(*row) for row in zip(levels, losses, strict=True)])
+    rows = zip(levels, losses, strict=True)
+    return np.stack([_costs(*row, resolution) for row in rows])
 
 
 def _try(batch: TaskBatch, levels: np.ndarray) -> np.ndarray:
@@ -262,10 +268,10 @@ def _try(batch: TaskBatch, levels: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(losses), losses, np.inf)
 
 
-def _costs(levels: np.ndarray, losses: np.ndarray) -> np.ndarray:
+def _costs(levels: np.ndarray, losses: np.ndarray, resolution: float) -> np.ndarray:
     if np.isinf(losses).all():
         return np.zeros(len(LEVELS), np.float32)  # nothing to choose between
-    losses = losses + RESOLUTION * losses[np.isfinite(losses)][0]
+    losses = losses + resolution * losses[np.isfinite(losses)][0]
     costs = np.log(np.minimum(losses / losses.min(), WORST_RATIO))
     below, above = levels[0] - LEVELS, LEVELS - levels[-1]
     return (

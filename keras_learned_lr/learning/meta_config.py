@@ -33,6 +33,7 @@ class MetaTrainConfig(Configurable):
         imitation_batches: Batches of trainees that they learn from, the latest ones.
         imitation_deviation: Standard deviation of the actions in the first of those
             rounds; it falls to 0.
+        imitation_resolution: See `search`; what `LogImprovement` has is its own.
         averaged: Rounds after which the weights are noted; at the end of the run they
             become the mean of those.
         lift: Decades that every decision of the finished controller adds, and none of
@@ -68,6 +69,7 @@ class MetaTrainConfig(Configurable):
     imitation_steps: int = 120
     imitation_batches: int = 120
     imitation_deviation: float = 0.25
+    imitation_resolution: float = 0.01
     averaged: tuple[int, ...] = ()
     lift: float = 0.0
     training: tuple[str, ...] = ()
@@ -120,7 +122,11 @@ class MetaTrainConfig(Configurable):
                 f"`averaged` must be rounds from 1 to {self.rounds}. Received: "
                 f"{self.averaged}"
             )
-        for name in ("imitation_learning_rate", "imitation_deviation"):
+        for name in (
+            "imitation_learning_rate",
+            "imitation_deviation",
+            "imitation_resolution",
+        ):
             value = getattr(self, name)
             if not 0 < value < float("inf"):
                 raise ValueError(

@@ -100,6 +100,7 @@ class MetaTraining:
             config.imitation_steps,
             config.imitation_batches,
             config.imitation_deviation,
+            config.imitation_resolution,
         )
         self._greedy = self.learner.greedy()
         self._greedy_act = greedy_act(self._greedy)

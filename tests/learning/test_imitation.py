@@ -200,6 +200,20 @@ def test_a_number_of_rounds_is_not_negative():
         dataclasses.replace(TINY, imitation_rounds=-1)
     with pytest.raises(ValueError, match="imitation_deviation.*0.0"):
         dataclasses.replace(TINY, imitation_deviation=0.0)
+    with pytest.raises(ValueError, match="imitation_resolution.*0.0"):
+        dataclasses.replace(TINY, imitation_resolution=0.0)
+
+
+def test_differences_below_the_resolution_count_less(tmp_path):
+    tried = np.abs(LEVELS) < 1.5
+    costs = []
+    for resolution in (1e-3, 1e3):
+        config = dataclasses.replace(TINY, rounds=1, imitation_resolution=resolution)
+        run = MetaTraining(config, tmp_path / f"{resolution}")
+        run.run()
+        costs.append(run._imitation._kept[0].costs[:, tried])
+    assert costs[0].max() > 0.1
+    assert costs[1].max() < 0.01
 
 
 def test_rewards_follow_with_the_exploration_of_a_beginner(tmp_path):
