@@ -168,6 +168,8 @@ def test_where_averages_lag_the_training_loss_has_to_rise_too(
     assert after.setbacks == collapsed
     assert judged(memory, 1.5, training, step)[0]
     assert not judged(memory, 1.0, training, step, lags=True)[0]
+    # The update after the window's last loss may have been the fatal one.
+    assert judged(memory, np.nan, training, step, lags=True)[0]
 
 
 @pytest.mark.parametrize("normalised", [False, True])

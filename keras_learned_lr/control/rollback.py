@@ -39,17 +39,18 @@ def has_collapsed(
         lags: Whether validation losses lag behind the weights, as those of a batch
             normalisation do, which takes moving averages for them. While these catch
             up the loss rises and nothing is lost: the training loss has to have risen
-            too, but in a young run, whose averages a bad step spoils for long.
+            too, but in a young run, whose averages a bad step spoils for long, and
+            where the validation loss is not finite.
 
     Returns:
         That, and the memory with its setbacks counted.
     """
     undone = is_undone(statistics, memory)
+    broken = ~tf.math.is_finite(statistics.validation_loss)
     if lags:
         young = is_young(statistics.step, statistics.horizon)
-        undone &= young | has_training_risen(statistics, memory)
-    again = memory.setbacks < ATTEMPTS
-    again |= ~tf.math.is_finite(statistics.validation_loss)
+        undone &= young | broken | has_training_risen(statistics, memory)
+    again = broken | (memory.setbacks < ATTEMPTS)
     setbacks = tf.where(undone, memory.setbacks + 1.0, 0.0)
     return undone & again, memory._replace(setbacks=setbacks)
 
