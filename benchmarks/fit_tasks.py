@@ -9,6 +9,9 @@ import numpy as np
 from keras import layers, optimizers
 from sklearn import datasets
 
+from keras_learned_lr.datasets import digit_images
+
+ALL_DIGITS = tuple(range(10))
 CLASSES, BINARY = "sparse_categorical_crossentropy", "binary_crossentropy"
 
 
@@ -79,15 +82,16 @@ def convolutions():
     )
 
 
+def normalised(layer):
+    """Returns a layer, batch normalisation of its outputs and a ReLU."""
+    return [layer, layers.BatchNormalization(), layers.ReLU()]
+
+
 def normalised_convolutions():
     """Returns a small convolutional network with batch normalisation."""
     stack = [keras.Input((8, 8, 1))]
     for filters in (12, 24):
-        stack += [
-            layers.Conv2D(filters, 3, padding="same"),
-            layers.BatchNormalization(),
-            layers.ReLU(),
-        ]
+        stack += normalised(layers.Conv2D(filters, 3, padding="same"))
     return keras.Sequential([*stack, layers.Flatten(), layers.Dense(10, "softmax")])
 
 
@@ -109,11 +113,7 @@ def convolutions_1d():
     """Returns a convolutional network over a signal."""
     stack = [keras.Input((64, 1))]
     for filters in (16, 32):
-        stack += [
-            layers.Conv1D(filters, 5, strides=2),
-            layers.BatchNormalization(),
-            layers.ReLU(),
-        ]
+        stack += normalised(layers.Conv1D(filters, 5, strides=2))
     return keras.Sequential(
         [*stack, layers.GlobalAveragePooling1D(), layers.Dense(4, "softmax")]
     )
@@ -226,9 +226,7 @@ def shapes(random, count=5000, size=16):
 def _plain():
     """Returns eight tasks, one of them with batch normalisation."""
     random = np.random.default_rng(0)
-    found = datasets.load_digits()
-    images = (found.images / 16.0).astype("float32")[..., np.newaxis]
-    digits = split(random, images, found.target, 200, 400)
+    digits = split(random, *digit_images(ALL_DIGITS), 200, 400)
     found = datasets.load_breast_cancer()
     malignant = found.target[:, np.newaxis].astype("float32")
     cancer = split(random, standard(found.data), malignant, 100, 150)
@@ -249,7 +247,7 @@ def _plain():
 
     dense, square = perceptron, (8, 8, 1)
     sure = "softmax"
-    binary, adam = "binary_crossentropy", optimizers.Adam
+    adam = optimizers.Adam
     return {
         "digits_cnn": (digits, convolutions, CLASSES, adam, 1e-3, 32, 600),
         "digits_lstm": (lines, lstm, CLASSES, optimizers.RMSprop, 3e-3, 32, 600),
@@ -259,7 +257,7 @@ def _plain():
         ),
         "cancer": (
             *(cancer, dense((30,), (32,), "relu", 1, "sigmoid")),
-            *(binary, optimizers.SGD, 1e-1, 32, 300),
+            *(BINARY, optimizers.SGD, 1e-1, 32, 300),
         ),
         "curved": (
             *(curved, dense((10,), (64, 64), "silu", 1), "mse", adam, 3e-3, 64, 1000),
@@ -284,7 +282,7 @@ def _others():
     random = np.random.default_rng(1)
     added = split(random, *sums(random), 500, 1000)
     text = split(random, *chain(random), 500, 1000)
-    pixels = (datasets.load_digits().data / 16.0).astype("float32")
+    pixels = digit_images(ALL_DIGITS)[0].reshape(-1, 64)
     images = split(random, pixels, pixels, 200, 400)
     x, y = datasets.make_hastie_10_2(8000, random_state=1)
     positive = (y[:, np.newaxis] > 0).astype("float32")
@@ -318,9 +316,7 @@ def _others():
 def _normalised():
     """Returns eight with batch normalisation."""
     random = np.random.default_rng(2)
-    found = datasets.load_digits()
-    images = (found.images / 16.0).astype("float32")[..., np.newaxis]
-    digits = split(random, images, found.target, 200, 400)
+    digits = split(random, *digit_images(ALL_DIGITS), 200, 400)
     drawn = split(random, *shapes(random), 500, 1000)
     waves = split(random, *chirps(random), 500, 1000)
     added = split(random, *sums(random), 500, 1000)

@@ -172,47 +172,49 @@ def test_where_averages_lag_the_training_loss_has_to_rise_too(
     assert judged(memory, np.nan, training, step, lags=True)[0]
 
 
+class Rises(keras.callbacks.Callback):
+    """Raises what a loss takes from it, after six steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.by = tf.Variable(0.0)
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.model.optimizer.iterations == 6:
+            self.by.assign(2.0)
+
+
 @pytest.mark.parametrize("normalised", [False, True])
 def test_fit_knows_whose_averages_lag(normalised):
     """A validation loss that rises alone takes only weights back that it tells of."""
-    risen = tf.Variable(0.0)
-
-    class Rises(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            if self.model.optimizer.iterations == 6:
-                risen.assign(2.0)
+    rises = Rises()
 
     trainee = model(batch_norm=normalised)
     compute_loss = trainee.compute_loss
 
     def with_rise(*args, training=True, **kwargs):
         found = compute_loss(*args, training=training, **kwargs)
-        return found if training else found + risen
+        return found if training else found + rises.by
 
     trainee.compute_loss = with_rise
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         callback = rate(GraphController(0.3, form=every(3)))
-        fit(trainee, [Rises(), callback], epochs=6)
+        fit(trainee, [rises, callback], epochs=6)
     back = callback.decisions["rolled_back"].tolist()
     assert back == [-1] * 12 if normalised else back[:5] == [-1, -1, 3, 3, 3]
 
 
 def test_three_times_in_a_row_and_no_more():
     """As where moving averages lag: the loss is high whatever the weights are."""
-    risen = tf.Variable(0.0)
-
-    class Rises(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            if self.model.optimizer.iterations == 6:
-                risen.assign(2.0)
+    rises = Rises()
 
     def loss(y, outputs):
-        return keras.losses.sparse_categorical_crossentropy(y, outputs) + risen
+        return keras.losses.sparse_categorical_crossentropy(y, outputs) + rises.by
 
     callback = rate(GraphController(0.3, form=every(3)))
     with pytest.warns(UserWarning, match="The loss rose to"):
-        fit(model(loss=loss), [Rises(), callback], epochs=6)
+        fit(model(loss=loss), [rises, callback], epochs=6)
     back = callback.decisions["rolled_back"]
     assert back.tolist() == [-1, -1, 3, 3, 3] + [-1] * 7
     # Then the controller is followed again.

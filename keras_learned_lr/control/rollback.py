@@ -7,13 +7,12 @@ import tensorflow as tf
 
 from keras_learned_lr.control.actions import progress_of
 from keras_learned_lr.observation.layers import is_built
-from keras_learned_lr.observation.memory import (
-    Memory,
-    has_training_risen,
-    is_undone,
-)
+from keras_learned_lr.observation.memory import Memory
 from keras_learned_lr.observation.statistics import Statistics
 
+# What a run had learned is undone when this share of all that its loss had fallen is
+# lost again, and this share of its first loss.
+UNDONE, AT_LEAST = 0.25, 0.1
 # Windows in a row without a finite loss: one may be a batch that was bad.
 PATIENCE = 3
 # As often in a row weights go back; after that they are not what is at fault.
@@ -29,9 +28,10 @@ def has_collapsed(
 ) -> tuple[tf.Tensor, Memory]:
     """Returns whether a window has ruined the weights, so that they are put back.
 
-    They are where a loss is not finite any more, or most of what was learned is undone.
-    If that happens again and again from the same weights, whatever the learning rate,
-    it is not the rate (a momentum goes on, say): then they are left to recover.
+    They are where a loss is not finite any more, or most of what was learned is undone;
+    losses are compared by their differences only, so that one below 0 is like any
+    other. If that happens again and again from the same weights, whatever the learning
+    rate, it is not the rate (a momentum goes on, say): then they are left to recover.
 
     Args:
         statistics: Of the window, scalars or `[batch]`.
@@ -45,14 +45,33 @@ def has_collapsed(
     Returns:
         That, and the memory with its setbacks counted.
     """
-    undone = is_undone(statistics, memory)
-    broken = ~tf.math.is_finite(statistics.validation_loss)
+    s, m = statistics, memory
+    undone = _is_undone(
+        s.validation_loss,
+        m.validation_seen,
+        m.first_validation_loss,
+        m.best_validation_loss,
+    )
+    broken = ~tf.math.is_finite(s.validation_loss)
     if lags:
-        young = is_young(statistics.step, statistics.horizon)
-        undone &= young | broken | has_training_risen(statistics, memory)
-    again = broken | (memory.setbacks < ATTEMPTS)
-    setbacks = tf.where(undone, memory.setbacks + 1.0, 0.0)
-    return undone & again, memory._replace(setbacks=setbacks)
+        risen = _is_undone(
+            s.training_loss,
+            m.training_seen,
+            m.first_training_loss,
+            m.best_training_loss,
+        )
+        undone &= is_young(s.step, s.horizon) | broken | risen
+    again = broken | (m.setbacks < ATTEMPTS)
+    setbacks = tf.where(undone, m.setbacks + 1.0, 0.0)
+    return undone & again, m._replace(setbacks=setbacks)
+
+
+def _is_undone(
+    loss: tf.Tensor, seen: tf.Tensor, first: tf.Tensor, best: tf.Tensor
+) -> tf.Tensor:
+    allowed = tf.maximum(UNDONE * (first - best), AT_LEAST * tf.abs(first))
+    lost = ~tf.math.is_finite(loss) | (loss - best > allowed)
+    return (seen > 0.5) & lost
 
 
 def is_young(step: tf.Tensor, horizon: tf.Tensor) -> tf.Tensor:

@@ -228,9 +228,7 @@ class Imitation:
                 self._kept.append(Choices(*found))
 
 
-def search(
-    batch: TaskBatch, rng: np.random.Generator, resolution: float = 0.01
-) -> np.ndarray:
+def search(batch: TaskBatch, rng: np.random.Generator, resolution: float) -> np.ndarray:
     """Trains the tasks of a batch at constant levels.
 
     Args:

@@ -8,9 +8,6 @@ from keras_learned_lr.observation.log_scale import log_ratio
 from keras_learned_lr.observation.statistics import Statistics
 
 TREND_MEMORY = 0.75
-# What a run had learned is undone when this share of all that its loss had fallen is
-# lost again, and this share of its first loss.
-UNDONE, AT_LEAST = 0.25, 0.1
 
 
 class Memory(NamedTuple):
@@ -28,8 +25,8 @@ class Memory(NamedTuple):
         previous_validation_loss: Validation loss at the previous decision.
         best_validation_loss: Lowest validation loss so far.
         validation_trend: Running mean of the log changes in validation loss.
-        setbacks: Decisions in a row, up to the last one, at which the validation loss
-            was undone.
+        setbacks: Decisions in a row, up to the last one, at which what had been learned
+            was undone; see `has_collapsed`.
         previous_action: The action of the previous decision, clipped to [-1, 1].
         averages: Running averages of features, `[averages]` or `[batch, averages]`.
     """
@@ -73,33 +70,6 @@ def validation_change(s: Statistics, m: Memory) -> tf.Tensor:
         s.validation_loss, m.previous_validation_loss, m.first_validation_loss
     )
     return m.validation_seen * value
-
-
-def is_undone(s: Statistics, m: Memory) -> tf.Tensor:
-    """Returns whether most of what a run had learned is lost.
-
-    A loss that is not finite where one was before says so, too. Losses are compared by
-    their differences only, so that one below 0 is like any other.
-
-    Args:
-        s: What was measured of the window that ends now.
-        m: What was remembered when it began.
-    """
-    lost = _has_risen(
-        s.validation_loss, m.first_validation_loss, m.best_validation_loss
-    )
-    return (m.validation_seen > 0.5) & lost
-
-
-def has_training_risen(s: Statistics, m: Memory) -> tf.Tensor:
-    """Returns whether the same can be said of the training loss; see `is_undone`."""
-    lost = _has_risen(s.training_loss, m.first_training_loss, m.best_training_loss)
-    return (m.training_seen > 0.5) & lost
-
-
-def _has_risen(loss: tf.Tensor, first: tf.Tensor, best: tf.Tensor) -> tf.Tensor:
-    allowed = tf.maximum(UNDONE * (first - best), AT_LEAST * tf.abs(first))
-    return ~tf.math.is_finite(loss) | (loss - best > allowed)
 
 
 def _has_training(s: Statistics) -> tf.Tensor:

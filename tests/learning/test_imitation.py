@@ -63,7 +63,7 @@ def losses_at(offsets, horizon):
 
 def test_a_search_finds_what_each_level_costs_a_task():
     batch = draw(LEVELS_TRIED, horizon=30)
-    costs = search(batch, Unmoved())
+    costs = search(batch, Unmoved(), resolution=0.01)
     coarse = losses_at(LEVELS_TRIED, horizon=30)
     best = LEVELS_TRIED[np.nanargmin(coarse, axis=1)]
     near = best[:, np.newaxis] + 0.45 * np.linspace(-1.0, 1.0, 8)
