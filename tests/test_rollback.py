@@ -128,16 +128,44 @@ def test_what_counts_as_collapse(first, best, now, collapsed):
     assert after.setbacks == collapsed
 
 
-def judged(memory, validation, training=0.0, step=50, lags=False):
+def judged(memory, validation, training=0.0, step=50, lags=False, outputs=(0.0, 0.0)):
     """What is said of a window of a run of 100 steps."""
     statistics = Statistics(*(tf.zeros(()) for _ in Statistics._fields))._replace(
         validation_loss=tf.constant(validation, tf.float32),
         training_loss=tf.constant(training, tf.float32),
         step=tf.constant(step, tf.float32),
         horizon=tf.constant(100.0),
+        output_variance_before=tf.constant(outputs[0]),
+        output_variance_after=tf.constant(outputs[1]),
     )
     collapsed, memory = has_collapsed(statistics, memory, lags)
     return bool(collapsed), memory
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "died"),
+    [
+        (1.0, 0.0, True),
+        # Rounding, where a model says much the same of all: of 1000, say.
+        (1.0, 1e-9, True),
+        (1.0, 1e-7, False),
+        (1e-12, 1e-21, True),
+        # It has been so, or nobody looks at outputs.
+        (0.0, 0.0, False),
+        (0.0, 1.0, False),
+    ],
+)
+def test_a_model_that_says_the_same_of_every_example_has_died(before, after, died):
+    memory = initial_memory()._replace(
+        first_validation_loss=tf.constant(2.0),
+        best_validation_loss=tf.constant(2.0),
+        validation_seen=tf.constant(1.0),
+    )
+    # The loss is lower than it was: an average is better than what it said at first.
+    found, memory = judged(memory, 1.9, outputs=(before, after))
+    assert found == died
+    assert memory.setbacks == died
+    assert not judged(memory, 1.9, lags=True, outputs=(before, after))[0]
 
 
 @pytest.mark.parametrize(
@@ -242,6 +270,40 @@ def test_a_loss_that_rises_takes_the_weights_back(loud):
         # With weights of 0 the loss is what it is at chance: not a tenth above.
         assert not told and (back == -1).all()
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_dead_model_is_brought_back_to_life(opened):
+    """Its loss does not rise, as it had not learned a thing."""
+
+    class Dies(keras.callbacks.Callback):
+        taken = 0
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.taken += 1
+            if self.taken == 2:
+                first = self.model.get_layer("first")
+                first.bias.assign(tf.fill([8], -1e4))
+
+    trainee = model(keras.optimizers.SGD(0.3))
+    names = ("training_vs_first", "validation_vs_first", "log_output_growth")
+    callback = rate(
+        GraphController(0.0, names if opened else names[:2], every(3)),
+        rollback=True,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit(trainee, [Dies(), callback], epochs=6)
+    decisions = callback.decisions
+    losses = decisions["loss"]
+    assert losses[1] < 1.1 * losses[0]
+    if opened:
+        assert decisions["rolled_back"].tolist() == [-1, 0] + [-1] * 10
+        assert losses[-1] < 0.7 * losses[0]
+    else:
+        # Nobody looks at its outputs, and it stays dead.
+        assert (decisions["rolled_back"] == -1).all()
+        assert losses[-1] > 0.95 * losses[1]
 
 
 def test_before_the_first_window_there_are_the_initial_weights():

@@ -77,7 +77,12 @@ class Record(NamedTuple):
             )
         if self.rolled_back is not None:
             known = math.isfinite(self.loss)
-            what = f"rose to {self.loss:.4g}" if known else "is not finite any more"
+            what = "is not finite any more"
+            if known:
+                what = (
+                    f"rose to {self.loss:.4g}, or the model came to say the same of "
+                    "every example"
+                )
             yield (
                 "rollback",
                 f"The loss {what}. The weights and the optimizer's variables are those "

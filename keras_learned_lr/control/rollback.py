@@ -13,6 +13,9 @@ from keras_learned_lr.observation.statistics import Statistics
 # What a run had learned is undone when this share of all that its loss had fallen is
 # lost again, and this share of its first loss.
 UNDONE, AT_LEAST = 0.25, 0.1
+# A model has died in a window after which its outputs vary between examples by no more
+# than rounding, this share of the variance before.
+ALIKE = 1e-8
 # Windows in a row without a finite loss: one may be a batch that was bad.
 PATIENCE = 3
 # As often in a row weights go back; after that they are not what is at fault.
@@ -30,8 +33,11 @@ def has_collapsed(
 
     They are where a loss is not finite any more, or most of what was learned is undone;
     losses are compared by their differences only, so that one below 0 is like any
-    other. If that happens again and again from the same weights, whatever the learning
-    rate, it is not the rate (a momentum goes on, say): then they are left to recover.
+    other. They are too where a model has died, as one does whose ReLUs are all at 0: it
+    says the same of every example, for good, and where nothing had been learned yet no
+    loss need have risen. If any of it happens again and again from the same weights,
+    whatever the learning rate, it is not the rate (a momentum goes on, say): then they
+    are left to recover.
 
     Args:
         statistics: Of the window, scalars or `[batch]`.
@@ -40,7 +46,8 @@ def has_collapsed(
             normalisation do, which takes moving averages for them. While these catch
             up the loss rises and nothing is lost: the training loss has to have risen
             too, but in a young run, whose averages a bad step spoils for long, and
-            where the validation loss is not finite.
+            where the validation loss is not finite. Nor is it dead when what it says
+            with these averages is the same of every example.
 
     Returns:
         That, and the memory with its setbacks counted.
@@ -61,6 +68,8 @@ def has_collapsed(
             m.best_training_loss,
         )
         undone &= is_young(s.step, s.horizon) | broken | risen
+    else:
+        undone |= s.output_variance_after < ALIKE * s.output_variance_before
     again = broken | (m.setbacks < ATTEMPTS)
     setbacks = tf.where(undone, m.setbacks + 1.0, 0.0)
     return undone & again, m._replace(setbacks=setbacks)

@@ -58,6 +58,30 @@ def checkers(rng: np.random.Generator) -> Data:
     return Data(pad_features(x @ turn, 4), colour.astype("int32"))
 
 
+@family(shape=(4,), outputs=4, target="class", examples=PLENTY, scaled=False)
+def arms(rng: np.random.Generator) -> Data:
+    """Draws classes that are the arms of a spiral, two to four, wound into each other.
+
+    What is learned first is next to nothing; then one turn after the other.
+    """
+    count, turns = int(rng.integers(2, 5)), rng.uniform(0.4, 1.4)
+    arm = rng.integers(0, count, size=PLENTY)
+    # More of them outside, where an arm is longer.
+    along = np.sqrt(rng.uniform(0.01, 1.0, size=PLENTY))
+    angle = 2 * np.pi * (turns * along + arm / count + rng.uniform())
+    x = along[:, np.newaxis] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    x += rng.uniform(0.01, 0.06) * rng.normal(size=x.shape)
+    return Data(pad_features(x, 4), arm.astype("int32"))
+
+
+@family(shape=(8,), outputs=2, target="class", examples=PLENTY, scaled=False)
+def signs(rng: np.random.Generator) -> Data:
+    """Draws the sign of the product of two or three inputs among others."""
+    x = rng.normal(size=(PLENTY, int(rng.integers(3, 9))))
+    label = np.prod(x[:, : int(rng.integers(2, 4))], axis=1) > 0
+    return Data(pad_features(x, 8), label.astype("int32"))
+
+
 @family(shape=(16,), outputs=4, target="class")
 def rings(rng: np.random.Generator) -> Data:
     """Draws classes that are shells around the origin, in 2 to 8 dimensions."""
