@@ -17,7 +17,7 @@ CLASSES, BINARY = "sparse_categorical_crossentropy", "binary_crossentropy"
 
 def make_tasks():
     """Returns all tasks by name; those with batch normalisation last."""
-    return _plain() | _others() | _normalised()
+    return _plain() | _others() | _plateaus() | _normalised()
 
 
 def split(random, x, y, validation, test):
@@ -156,6 +156,19 @@ def autoencoder():
     )
 
 
+def pairs():
+    """Returns a network over the embeddings of two symbols."""
+    return keras.Sequential(
+        [
+            keras.Input((2,), dtype="int32"),
+            layers.Embedding(11, 16),
+            layers.Flatten(),
+            layers.Dense(64, "relu"),
+            layers.Dense(11, "softmax"),
+        ]
+    )
+
+
 def layer_normalised():
     """Returns a dense network with layer normalisation."""
     stack = [keras.Input((10,))]
@@ -218,6 +231,20 @@ def shapes(random, count=5000, size=16):
     image = image * random.uniform(0.5, 1.5, (count, 1, 1))
     image = image + 0.4 * random.normal(size=image.shape)
     return image[..., np.newaxis].astype("float32"), label
+
+
+def bands(random, count=6000):
+    """Returns points of the plane, striped with waves that bend around the middle."""
+    x = random.normal(size=(count, 2))
+    radius, angle = np.hypot(*x.T), np.arctan2(x[:, 1], x[:, 0])
+    label = np.sin(5 * radius + 3 * np.sin(2 * angle)) > 0
+    return x.astype("float32"), label.astype("int32")
+
+
+def remainders(random, count=8000, symbols=11):
+    """Returns pairs of symbols, and what is left of their sum after a division."""
+    pair = random.integers(0, symbols, (count, 2))
+    return pair.astype("int32"), pair.sum(1) % symbols
 
 
 # Tasks.
@@ -310,6 +337,18 @@ def _others():
             *(labels, dense((40,), (64,), "relu", 8, "sigmoid"), BINARY),
             *(adam, 1e-2, 32, 500),
         ),
+    }
+
+
+def _plateaus():
+    """Returns two of which nothing is learned for a while; so is the spiral."""
+    random = np.random.default_rng(3)
+    striped = split(random, *bands(random), 500, 1000)
+    summed = split(random, *remainders(random), 500, 1000)
+    dense = perceptron((2,), (64, 64), "tanh", 2, "softmax")
+    return {
+        "bands": (striped, dense, CLASSES, momentum, 1e-1, 64, 1000),
+        "remainders": (summed, pairs, CLASSES, optimizers.Adam, 1e-2, 64, 600),
     }
 
 

@@ -98,6 +98,7 @@ class ControlLoop:
             when_stale=self._take_back,
         )
         self._validates = validation_loss is not None and "validation" in needs
+        self._validation_loss = validation_loss
         self._rollback = Rollback(model) if rollback else None
         self._device = _device_of(model)
         self._remote = isinstance(controller, RemoteController)
@@ -145,6 +146,8 @@ class ControlLoop:
         self.set_horizon(horizon)
         if self._rollback is not None:
             self._rollback.start()
+        if self._validation_loss is not None:
+            self._validation_loss.averages.start()
         self._probe.install()
         self._probe.start()
 
@@ -307,6 +310,8 @@ class ControlLoop:
             probe=self._probe.checkpoint,
             seeds=_seeds(self._model),
         )
+        if self._validation_loss is not None:
+            checkpoint.averages = self._validation_loss.averages.checkpoint
         if self._rollback is not None:
             checkpoint.rollback = self._rollback.checkpoint
         return checkpoint

@@ -28,6 +28,7 @@ from keras_learned_lr.learning.trainee_state import (
     Template,
     TraineesState,
 )
+from keras_learned_lr.observation.averages import averages
 from keras_learned_lr.observation.layers import designated_weights, moving_statistics
 from keras_learned_lr.observation.spec import ObservationSpec, observe
 from keras_learned_lr.observation.statistics import Statistics
@@ -60,6 +61,7 @@ class Trainees:
         self.layout = Layout(model.trainable_variables)
         self._model = BatchedModel(model)
         self._lags = bool(moving_statistics(model))
+        self._averages = {id(a.variable): a for a in averages(model)}
         self._loss = _as_loss(template.loss)
         self._gradients = LossAndGradients(
             model, self._model, self.layout, self._loss, template.way
@@ -89,7 +91,8 @@ class Trainees:
 
         def chunk_loss(rows: tf.Tensor) -> tf.Tensor:
             x, y = tf.gather(members.inputs, rows), tf.gather(members.targets, rows)
-            called = self._model(weights, state.non_trainable, x, training=False)
+            non_trainable = self._unbiased(state, weights, x)
+            called = self._model(weights, non_trainable, x, training=False)
             loss = batch_loss(self._loss, y, called.outputs) + called.penalty
             return tf.cast(loss, tf.float32)
 
@@ -107,6 +110,31 @@ class Trainees:
         if rest:
             total += rest * chunk_loss(chosen[:, full * CHUNK :])
         return total / size
+
+    def _unbiased(
+        self, state: TraineesState, weights: list[tf.Tensor], x: tf.Tensor
+    ) -> list[tf.Tensor]:
+        """Returns what `UnbiasedAverages` has for the non-trainable variables."""
+        values = list(state.non_trainable)
+        if not self._averages:
+            return values
+        steps = state.optimizer.iterations[:, tf.newaxis]
+
+        def looked() -> list[tf.Tensor]:
+            new = self._model(weights, state.non_trainable, x, training=True)
+            return [
+                _where(steps[:, 0] > 0, old, seen)
+                for old, seen in zip(values, new.non_trainable, strict=True)
+            ]
+
+        values = tf.cond(tf.reduce_all(steps > 0), lambda: values, looked)
+        variables = self.template.model.non_trainable_variables
+        return [
+            self._averages[id(v)].unbiased(value, tf.maximum(steps, 1))
+            if id(v) in self._averages
+            else value
+            for v, value in zip(variables, values, strict=True)
+        ]
 
     def roll_back(self, state: TraineesState, horizon: tf.Tensor) -> TraineesState:
         """Returns the state with the weights back where a run has collapsed.

@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras.src.trainers.data_adapters import get_data_adapter
 from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 
+from keras_learned_lr.observation.averages import UnbiasedAverages
 from keras_learned_lr.observation.layers import fixed_batch_size, is_built
 
 # As many examples as go through the model at once: bounds memory for big models.
@@ -52,6 +53,7 @@ class ValidationLoss:
             self._groups = [_filled(leaves, fixed) for leaves in subset.groups]
         self._count = sum(len(leaves[0]) for leaves in self._groups)
         self._unflatten = subset.unflatten
+        self.averages = UnbiasedAverages(model)
         self._loss = self._choose_loss()
         self._measure: Any = self._mean_loss
         if not model.run_eagerly:
@@ -116,6 +118,8 @@ class ValidationLoss:
             for v in self._model.trainable_variables
             if v.regularizer is not None
         ]
+        if self._loss == self._compute_loss:
+            mapping += self.averages.mapping(x)
         # Metrics start from zero there, so that `test_step` reports this chunk alone.
         mapping += [(v, tf.zeros(v.shape)) for v in self._model.metrics_variables]
         with keras.StatelessScope(state_mapping=mapping, collect_losses=True):

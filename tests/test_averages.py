@@ -1,0 +1,129 @@
+"""Validation losses by what moving averages have seen, not by what they begin with."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import GraphController, compiled, data, every, fit, model, rate
+
+from keras_learned_lr.observation.averages import Average, averages
+
+X, Y = data()
+VALIDATION = data(32, seed=1)
+
+
+@pytest.mark.parametrize("initial", [0.0, 1.0])
+def test_unbiased_is_the_mean_of_what_was_seen(initial):
+    seen = np.array([2.0, 5.0, 3.0, 4.0])
+    value, weights = initial, np.zeros(0)
+    for x in seen:
+        value = 0.9 * value + 0.1 * x
+        weights = np.append(0.9 * weights, 0.1)
+    average = Average(None, initial, 0.9)
+    found = average.unbiased(tf.constant([value, 0.2]), tf.constant(4))
+    assert float(found[0]) == pytest.approx(np.average(seen, weights=weights), rel=1e-5)
+    # Nothing seen: what it is. And no variance is below 0.
+    assert average.unbiased(tf.constant(initial), tf.constant(0)) == initial
+    assert average.unbiased(tf.constant(0.2), tf.constant(1)) >= 0.0 or not initial
+
+
+def test_only_averages_that_training_changes():
+    normalised = keras.Sequential(
+        [
+            keras.Input((6,)),
+            keras.layers.BatchNormalization(momentum=0.7),
+            keras.layers.LayerNormalization(),
+            keras.layers.Normalization(mean=0.0, variance=1.0),
+            keras.layers.BatchNormalization(trainable=False),
+        ]
+    )
+    found = averages(normalised)
+    first = normalised.layers[0]
+    assert [a.variable for a in found] == [first.moving_mean, first.moving_variance]
+    assert [a.momentum for a in found] == [0.7, 0.7]
+    assert averages(model()) == []
+
+
+class Measures(keras.callbacks.Callback):
+    """Measures the loss by hand after every step, raw and with unbiased averages."""
+
+    def __init__(self):
+        super().__init__()
+        self.raw, self.unbiased = [], []
+
+    def _loss(self, twin):
+        return float(twin.evaluate(*VALIDATION, verbose=0))
+
+    def _note(self):
+        twin = compiled(keras.models.clone_model(self.model))
+        twin.set_weights(self.model.get_weights())
+        self.raw.append(self._loss(twin))
+        steps = int(self.model.optimizer.iterations)
+        if steps == 0:
+            # Before step 1 it looks at the examples that the loss is measured on.
+            twin(VALIDATION[0], training=True)
+        layer, left = twin.layers[1], 0.99 ** max(1, steps)
+        layer.moving_mean.assign(layer.moving_mean / (1 - left))
+        layer.moving_variance.assign((layer.moving_variance - left) / (1 - left))
+        self.unbiased.append(self._loss(twin))
+
+    def on_train_begin(self, logs=None):
+        self._note()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._note()
+
+
+def run(trainee, **options):
+    callback = rate(GraphController(0.0, form=every(4)), validation_size=None)
+    measures = Measures()
+    # Before ours: at a decision nothing is put back yet.
+    fit(trainee, [measures, callback], **options)
+    at = callback.decisions["step"]
+    chosen = (np.array(losses)[at] for losses in (measures.raw, measures.unbiased))
+    return callback.decisions["loss"], *chosen
+
+
+def test_a_new_model_is_judged_by_what_its_averages_have_seen():
+    found, raw, unbiased = run(model(batch_norm=True))
+    np.testing.assert_allclose(found, unbiased, rtol=1e-4)
+    assert (abs(raw / unbiased - 1) > 1e-3).all()
+
+
+def test_a_model_that_was_trained_before_by_what_they_are():
+    trainee = model(batch_norm=True)
+    fit(trainee)
+    found, raw, unbiased = run(trainee)
+    np.testing.assert_allclose(found, raw, rtol=1e-4)
+    assert (abs(raw / unbiased - 1)[1:] > 1e-3).all()
+    # Its weights alone in a new model, with a new optimizer: no less.
+    copy = model(batch_norm=True)
+    copy.set_weights(trainee.get_weights())
+    found, raw, _ = run(copy)
+    np.testing.assert_allclose(found, raw, rtol=1e-4)
+
+
+def test_weights_that_are_put_back_bring_their_number_of_steps():
+    class Poison(keras.callbacks.Callback):
+        taken = 0
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.taken += 1
+            if self.taken == 6:
+                kernel = self.model.layers[-1].kernel
+                kernel.assign(np.nan * kernel)
+
+    trainee = model(batch_norm=True)
+    measures = Measures()
+    callback = rate(GraphController(0.0, form=every(4)), validation_size=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit(trainee, [Poison(), measures, callback], epochs=3)
+    decisions = callback.decisions
+    assert decisions["rolled_back"].tolist() == [-1, -1, 4, -1, -1]
+    assert trainee.optimizer.iterations == 14
+    found, by_hand = decisions["loss"], np.array(measures.unbiased)[decisions["step"]]
+    good = [0, 1, 3, 4]
+    np.testing.assert_allclose(found[good], by_hand[good], rtol=1e-4)
