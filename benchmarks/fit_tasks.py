@@ -242,9 +242,14 @@ def bands(random, count=6000):
 
 
 def remainders(random, count=8000, symbols=11):
-    """Returns pairs of symbols, and what is left of their sum after a division."""
+    """Returns pairs of symbols, and what is left of their sum after a division.
+
+    One in ten is wrong: ratios of losses that end at 0 say nothing.
+    """
     pair = random.integers(0, symbols, (count, 2))
-    return pair.astype("int32"), pair.sum(1) % symbols
+    wrong = random.random(count) < 0.1
+    label = np.where(wrong, random.integers(0, symbols, count), pair.sum(1) % symbols)
+    return pair.astype("int32"), label
 
 
 # Tasks.

@@ -19,7 +19,7 @@ from helpers import (
 
 from keras_learned_lr.control.rollback import PATIENCE, has_collapsed
 from keras_learned_lr.observation.memory import initial_memory
-from keras_learned_lr.observation.statistics import Statistics
+from keras_learned_lr.observation.statistics import unmeasured
 
 X, Y = data()
 
@@ -130,7 +130,7 @@ def test_what_counts_as_collapse(first, best, now, collapsed):
 
 def judged(memory, validation, training=0.0, step=50, lags=False, outputs=(0.0, 0.0)):
     """What is said of a window of a run of 100 steps."""
-    statistics = Statistics(*(tf.zeros(()) for _ in Statistics._fields))._replace(
+    statistics = unmeasured()._replace(
         validation_loss=tf.constant(validation, tf.float32),
         training_loss=tf.constant(training, tf.float32),
         step=tf.constant(step, tf.float32),

@@ -31,7 +31,7 @@ from keras_learned_lr.learning.trainee_state import (
 from keras_learned_lr.observation.averages import averages
 from keras_learned_lr.observation.layers import designated_weights, moving_statistics
 from keras_learned_lr.observation.spec import ObservationSpec, observe
-from keras_learned_lr.observation.statistics import Statistics
+from keras_learned_lr.observation.statistics import unmeasured
 from keras_learned_lr.observation.window_losses import measure_losses
 
 # As many validation examples of each trainee as go through the model at once.
@@ -418,12 +418,11 @@ class Trainees:
             validation = tf.where(tf.equal(now.step, 0), float("nan"), training)
         finite = tf.math.is_finite(training)
         finite &= tf.math.is_finite(validation) | (steps == 0)
-        zero = tf.zeros(shape)
 
         def every(value: tf.Tensor) -> tf.Tensor:
             return tf.fill(shape, tf.cast(value, tf.float32))
 
-        statistics = Statistics(*(zero for _ in Statistics._fields))._replace(
+        statistics = unmeasured(shape)._replace(
             step=every(now.step),
             horizon=every(members.horizon),
             window_steps=every(steps),

@@ -14,7 +14,7 @@ from keras_learned_lr.observation.layers import (
     moving_statistics,
 )
 from keras_learned_lr.observation.noted_batch import NotedBatch
-from keras_learned_lr.observation.statistics import Statistics
+from keras_learned_lr.observation.statistics import Statistics, unmeasured
 from keras_learned_lr.observation.step_loss import run_and_catch_loss
 from keras_learned_lr.observation.tensors import as_float, replica_variable
 from keras_learned_lr.observation.window_losses import (
@@ -299,8 +299,7 @@ class Probe:
         # What they read is of before: in this order.
         batch, weights = self._measure_batch(steps), self._measure_weights()
         self._copy_weights()
-        zero = tf.zeros(())
-        statistics = Statistics(*(zero for _ in Statistics._fields))._replace(
+        statistics = unmeasured()._replace(
             step=tf.cast(self._step, tf.float32),
             horizon=tf.cast(horizon, tf.float32),
             window_steps=tf.cast(steps, tf.float32),

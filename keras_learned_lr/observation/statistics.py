@@ -61,3 +61,12 @@ class Statistics(NamedTuple):
     input_variance: tf.Tensor
     layer_mean: tf.Tensor
     layer_variance: tf.Tensor
+
+
+def unmeasured(shape: tuple[int, ...] | tf.TensorShape = ()) -> Statistics:
+    """Returns statistics of which nothing is measured yet: zeros.
+
+    Args:
+        shape: Of the trainees: () or `(batch,)`.
+    """
+    return Statistics._make(tf.zeros(shape) for _ in Statistics._fields)
