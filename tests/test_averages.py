@@ -105,6 +105,48 @@ def test_a_model_that_was_trained_before_by_what_they_are():
     np.testing.assert_allclose(found, raw, rtol=1e-4)
 
 
+def with_loss_scaler():
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))
+    return model(optimizer, batch_norm=True)
+
+
+def with_own_step():
+    class Own(keras.Model):
+        def train_step(self, data):
+            self(data[0], training=True)
+            return super().train_step(data)
+
+    return model(model_class=Own, batch_norm=True)
+
+
+def with_layer_in_two_places():
+    inputs = keras.Input((6,))
+    normalise = keras.layers.BatchNormalization()
+    x = normalise(keras.layers.Dense(6, "relu")(normalise(inputs)))
+    outputs = keras.layers.Dense(3, "softmax")(x)
+    return compiled(keras.Model(inputs, outputs))
+
+
+@pytest.mark.parametrize(
+    "make", [with_loss_scaler, with_own_step, with_layer_in_two_places]
+)
+def test_where_nobody_knows_how_often_they_moved(make):
+    trainee = make()
+    callback = rate(GraphController(0.0, form=every(4)), validation_size=None)
+    losses = []
+
+    class Raw(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            twin = compiled(keras.models.clone_model(self.model))
+            twin.set_weights(self.model.get_weights())
+            losses.append(float(twin.evaluate(*VALIDATION, verbose=0)))
+
+    fit(trainee, [Raw(), callback])
+    steps = callback.decisions["step"][1:]
+    found = callback.decisions["loss"][1:]
+    np.testing.assert_allclose(found, np.array(losses)[steps - 1], rtol=1e-4)
+
+
 def test_weights_that_are_put_back_bring_their_number_of_steps():
     class Poison(keras.callbacks.Callback):
         taken = 0

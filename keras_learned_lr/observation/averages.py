@@ -33,18 +33,21 @@ class Average(NamedTuple):
         left = tf.cast(self.momentum, value.dtype) ** tf.cast(steps, value.dtype)
         seen = (value - self.initial * left) / (1.0 - left)
         if self.initial:
-            # A layer that is called more than once a step has left more behind.
+            # A layer that its model calls more than once has left more behind.
             seen = tf.maximum(seen, 0.0)
         return tf.where(steps > 0, seen, value)
 
 
 def averages(model: keras.Model) -> list[Average]:
-    """Returns the moving averages that training a model changes."""
+    """Returns the moving averages that each training step of a model moves once."""
     found = []
     for layer in model._flatten_layers():
-        normalises = isinstance(layer, keras.layers.BatchNormalization)
-        # One that is synchronised asks all replicas, and a measurement is of one.
-        if normalises and layer.built and layer.trainable and not layer.synchronized:
+        if not isinstance(layer, keras.layers.BatchNormalization):
+            continue
+        moves = layer.built and layer.trainable and layer.momentum < 1.0
+        # A layer in several places moves as often. One that is synchronised asks all
+        # replicas, and a measurement is of one.
+        if moves and len(layer._inbound_nodes) <= 1 and not layer.synchronized:
             found += [
                 Average(layer.moving_mean, 0.0, layer.momentum),
                 Average(layer.moving_variance, 1.0, layer.momentum),
@@ -72,9 +75,16 @@ class UnbiasedAverages:
 
     def start(self) -> None:
         """Begins a run: notes whether the averages have seen anything."""
+        model, optimizer = self._model, self._model.optimizer
+        counted = type(model).train_step is keras.Model.train_step
+        # What a loss scaler does not count moves averages all the same, and a step of
+        # the model's own may call it several times.
+        if not counted or hasattr(optimizer, "inner_optimizer"):
+            self._fresh.assign(False)
+            return
         begun = [
             tf.reduce_any(tf.convert_to_tensor(a.variable.value) != a.initial)
-            for a in averages(self._model)
+            for a in averages(model)
         ]
         # An optimizer that has made steps did not make them on these averages.
         begun.append(self._steps() > 0)
@@ -96,8 +106,12 @@ class UnbiasedAverages:
             return [tf.convert_to_tensor(a.variable.value) for a in found]
 
         def looked() -> list[tf.Tensor]:
-            with keras.StatelessScope() as scope:
-                self._model(x, training=True)
+            try:
+                with keras.StatelessScope() as scope:
+                    self._model(x, training=True)
+            except Exception:
+                # A model may take other inputs where it trains than where it is tested.
+                return kept()
             seen = [scope.get_current_value(a.variable) for a in found]
             # What the model did not call it did not change.
             return [
