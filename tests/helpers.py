@@ -182,6 +182,28 @@ class Interrupter(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
+class Poison(keras.callbacks.Callback):
+    """Breaks the weights, once, after so many steps: multiplies some."""
+
+    def __init__(self, step, value=np.nan):
+        super().__init__()
+        self.step, self.value, self.taken = step, value, 0
+        self.before = None
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.taken += 1
+        if self.taken == self.step:
+            self.before = state_of(self.model)
+            # The first feeds a relu, which turns NaN into 0.
+            kernel = self.model.layers[-1].kernel
+            kernel.assign(self.value * kernel)
+
+
+def state_of(trainee):
+    kept = [*trainee.weights, *trainee.optimizer.variables]
+    return [np.array(v) for v in kept if "learning_rate" not in v.path]
+
+
 def learning_rate(trainee):
     """The optimizer's learning rate now."""
     return float(keras.ops.convert_to_numpy(trainee.optimizer.learning_rate))

@@ -6,11 +6,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import GraphController, compiled, data, every, fit, model, rate
+from helpers import GraphController, Poison, compiled, data, every, fit, model, rate
 
 from keras_learned_lr.observation.averages import Average, averages
 
-X, Y = data()
 VALIDATION = data(32, seed=1)
 
 
@@ -64,7 +63,9 @@ class Measures(keras.callbacks.Callback):
         if steps == 0:
             # Before step 1 it looks at the examples that the loss is measured on.
             twin(VALIDATION[0], training=True)
-        layer, left = twin.layers[1], 0.99 ** max(1, steps)
+        left = 0.99 ** max(1, steps)
+        kinds = keras.layers.BatchNormalization
+        layer = next(layer for layer in twin.layers if isinstance(layer, kinds))
         layer.moving_mean.assign(layer.moving_mean / (1 - left))
         layer.moving_variance.assign((layer.moving_variance - left) / (1 - left))
         self.unbiased.append(self._loss(twin))
@@ -76,33 +77,34 @@ class Measures(keras.callbacks.Callback):
         self._note()
 
 
-def run(trainee, **options):
+def run(trainee, *others, **options):
+    """Returns the decisions, and the losses by hand at each: raw and unbiased."""
     callback = rate(GraphController(0.0, form=every(4)), validation_size=None)
     measures = Measures()
     # Before ours: at a decision nothing is put back yet.
-    fit(trainee, [measures, callback], **options)
+    fit(trainee, [*others, measures, callback], **options)
     at = callback.decisions["step"]
     chosen = (np.array(losses)[at] for losses in (measures.raw, measures.unbiased))
-    return callback.decisions["loss"], *chosen
+    return callback.decisions, *chosen
 
 
 def test_a_new_model_is_judged_by_what_its_averages_have_seen():
-    found, raw, unbiased = run(model(batch_norm=True))
-    np.testing.assert_allclose(found, unbiased, rtol=1e-4)
+    decisions, raw, unbiased = run(model(batch_norm=True))
+    np.testing.assert_allclose(decisions["loss"], unbiased, rtol=1e-4)
     assert (abs(raw / unbiased - 1) > 1e-3).all()
 
 
 def test_a_model_that_was_trained_before_by_what_they_are():
     trainee = model(batch_norm=True)
     fit(trainee)
-    found, raw, unbiased = run(trainee)
-    np.testing.assert_allclose(found, raw, rtol=1e-4)
+    decisions, raw, unbiased = run(trainee)
+    np.testing.assert_allclose(decisions["loss"], raw, rtol=1e-4)
     assert (abs(raw / unbiased - 1)[1:] > 1e-3).all()
     # Its weights alone in a new model, with a new optimizer: no less.
     copy = model(batch_norm=True)
     copy.set_weights(trainee.get_weights())
-    found, raw, _ = run(copy)
-    np.testing.assert_allclose(found, raw, rtol=1e-4)
+    decisions, raw, _ = run(copy)
+    np.testing.assert_allclose(decisions["loss"], raw, rtol=1e-4)
 
 
 def with_loss_scaler():
@@ -131,41 +133,16 @@ def with_layer_in_two_places():
     "make", [with_loss_scaler, with_own_step, with_layer_in_two_places]
 )
 def test_where_nobody_knows_how_often_they_moved(make):
-    trainee = make()
-    callback = rate(GraphController(0.0, form=every(4)), validation_size=None)
-    losses = []
-
-    class Raw(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            twin = compiled(keras.models.clone_model(self.model))
-            twin.set_weights(self.model.get_weights())
-            losses.append(float(twin.evaluate(*VALIDATION, verbose=0)))
-
-    fit(trainee, [Raw(), callback])
-    steps = callback.decisions["step"][1:]
-    found = callback.decisions["loss"][1:]
-    np.testing.assert_allclose(found, np.array(losses)[steps - 1], rtol=1e-4)
+    decisions, raw, _ = run(make())
+    np.testing.assert_allclose(decisions["loss"], raw, rtol=1e-4)
 
 
 def test_weights_that_are_put_back_bring_their_number_of_steps():
-    class Poison(keras.callbacks.Callback):
-        taken = 0
-
-        def on_train_batch_end(self, batch, logs=None):
-            self.taken += 1
-            if self.taken == 6:
-                kernel = self.model.layers[-1].kernel
-                kernel.assign(np.nan * kernel)
-
     trainee = model(batch_norm=True)
-    measures = Measures()
-    callback = rate(GraphController(0.0, form=every(4)), validation_size=None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        fit(trainee, [Poison(), measures, callback], epochs=3)
-    decisions = callback.decisions
+        decisions, _, unbiased = run(trainee, Poison(6), epochs=3)
     assert decisions["rolled_back"].tolist() == [-1, -1, 4, -1, -1]
     assert trainee.optimizer.iterations == 14
-    found, by_hand = decisions["loss"], np.array(measures.unbiased)[decisions["step"]]
     good = [0, 1, 3, 4]
-    np.testing.assert_allclose(found[good], by_hand[good], rtol=1e-4)
+    np.testing.assert_allclose(decisions["loss"][good], unbiased[good], rtol=1e-4)

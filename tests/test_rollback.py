@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 from helpers import (
     GraphController,
+    Poison,
     ScriptedController,
     data,
     every,
@@ -15,6 +16,7 @@ from helpers import (
     learning_rate,
     model,
     rate,
+    state_of,
 )
 
 from keras_learned_lr.control.rollback import PATIENCE, has_collapsed
@@ -22,28 +24,6 @@ from keras_learned_lr.observation.memory import initial_memory
 from keras_learned_lr.observation.statistics import unmeasured
 
 X, Y = data()
-
-
-class Poison(keras.callbacks.Callback):
-    """Breaks the weights, once, after so many steps: multiplies some."""
-
-    def __init__(self, step, value=np.nan):
-        super().__init__()
-        self.step, self.value, self.taken = step, value, 0
-        self.before = None
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.taken += 1
-        if self.taken == self.step:
-            self.before = state_of(self.model)
-            # The first feeds a relu, which turns NaN into 0.
-            kernel = self.model.layers[-1].kernel
-            kernel.assign(self.value * kernel)
-
-
-def state_of(trainee):
-    kept = [*trainee.weights, *trainee.optimizer.variables]
-    return [np.array(v) for v in kept if "learning_rate" not in v.path]
 
 
 def is_finite(trainee):

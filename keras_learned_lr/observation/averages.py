@@ -75,16 +75,9 @@ class UnbiasedAverages:
 
     def start(self) -> None:
         """Begins a run: notes whether the averages have seen anything."""
-        model, optimizer = self._model, self._model.optimizer
-        counted = type(model).train_step is keras.Model.train_step
-        # What a loss scaler does not count moves averages all the same, and a step of
-        # the model's own may call it several times.
-        if not counted or hasattr(optimizer, "inner_optimizer"):
-            self._fresh.assign(False)
-            return
         begun = [
             tf.reduce_any(tf.convert_to_tensor(a.variable.value) != a.initial)
-            for a in averages(model)
+            for a in self._counted()
         ]
         # An optimizer that has made steps did not make them on these averages.
         begun.append(self._steps() > 0)
@@ -96,7 +89,7 @@ class UnbiasedAverages:
         Args:
             x: A batch of the model's inputs, to look at before step 1.
         """
-        found = averages(self._model)
+        found = self._counted()
         if not found:
             return []
         # Weights that are put back bring their number of steps with them.
@@ -125,6 +118,15 @@ class UnbiasedAverages:
             (a.variable, a.unbiased(value, steps))
             for a, value in zip(found, values, strict=True)
         ]
+
+    def _counted(self) -> list[Average]:
+        """Returns the averages that move as often as the optimizer counts."""
+        # What a loss scaler does not count moves averages all the same, and a step of
+        # the model's own may call it several times.
+        own_step = type(self._model).train_step is not keras.Model.train_step
+        if own_step or hasattr(self._model.optimizer, "inner_optimizer"):
+            return []
+        return averages(self._model)
 
     def _steps(self) -> tf.Tensor:
         # Each batch counts, also where gradients of several make one update.
