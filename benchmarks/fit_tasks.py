@@ -1,8 +1,7 @@
-"""The tasks of `fits.py`: small data, models and optimizers that are in no set.
+"""The tasks of `fits.py`: small data, models and optimizers that are in no set."""
 
-A task is its data (training, validation and test examples), what builds its model, its
-loss, optimizer and usual learning rate, the batch size and the training steps.
-"""
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -13,6 +12,28 @@ from keras_learned_lr.datasets import digit_images
 
 ALL_DIGITS = tuple(range(10))
 CLASSES, BINARY = "sparse_categorical_crossentropy", "binary_crossentropy"
+
+
+class FitTask(NamedTuple):
+    """A small run of `fit`.
+
+    Attributes:
+        data: Training, validation and test examples, each inputs and targets.
+        build: Returns a new model.
+        loss: What `compile` takes.
+        optimizer: Returns an optimizer of a learning rate.
+        rate: The usual learning rate.
+        batch_size: Examples a training step.
+        steps: Training steps.
+    """
+
+    data: list[tuple[Any, Any]]
+    build: Callable[[], keras.Model]
+    loss: str
+    optimizer: Callable[[float], keras.optimizers.Optimizer]
+    rate: float
+    batch_size: int
+    steps: int
 
 
 def make_tasks():
@@ -273,30 +294,61 @@ def _plain():
     sure = "softmax"
     adam = optimizers.Adam
     return {
-        "digits_cnn": (digits, convolutions, CLASSES, adam, 1e-3, 32, 600),
-        "digits_lstm": (lines, lstm, CLASSES, optimizers.RMSprop, 3e-3, 32, 600),
-        "digits_dense": (
-            *(digits, dense(square, (64, 64), "relu", 10, sure)),
-            *(CLASSES, nesterov, 3e-2, 32, 400),
+        "digits_cnn": FitTask(digits, convolutions, CLASSES, adam, 1e-3, 32, 600),
+        "digits_lstm": FitTask(lines, lstm, CLASSES, optimizers.RMSprop, 3e-3, 32, 600),
+        "digits_dense": FitTask(
+            digits,
+            dense(square, (64, 64), "relu", 10, sure),
+            CLASSES,
+            nesterov,
+            3e-2,
+            32,
+            400,
         ),
-        "cancer": (
-            *(cancer, dense((30,), (32,), "relu", 1, "sigmoid")),
-            *(BINARY, optimizers.SGD, 1e-1, 32, 300),
+        "cancer": FitTask(
+            cancer,
+            dense((30,), (32,), "relu", 1, "sigmoid"),
+            BINARY,
+            optimizers.SGD,
+            1e-1,
+            32,
+            300,
         ),
-        "curved": (
-            *(curved, dense((10,), (64, 64), "silu", 1), "mse", adam, 3e-3, 64, 1000),
+        "curved": FitTask(
+            curved,
+            dense((10,), (64, 64), "silu", 1),
+            "mse",
+            adam,
+            3e-3,
+            64,
+            1000,
         ),
-        "spiral": (
-            *(spiral, dense((2,), (48, 48), "tanh", 2, sure)),
-            *(CLASSES, decayed, 1e-2, 64, 800),
+        "spiral": FitTask(
+            spiral,
+            dense((2,), (48, 48), "tanh", 2, sure),
+            CLASSES,
+            decayed,
+            1e-2,
+            64,
+            800,
         ),
-        "votes_normalised": (
-            *(votes, dense((20,), (96, 96), "relu", 6, sure, normalise=True)),
-            *(CLASSES, momentum, 3e-2, 64, 1000),
+        "votes_normalised": FitTask(
+            votes,
+            dense((20,), (96, 96), "relu", 6, sure, normalise=True),
+            CLASSES,
+            momentum,
+            3e-2,
+            64,
+            1000,
         ),
-        "votes_long": (
-            *(votes, dense((20,), (64,), "gelu", 6, sure)),
-            *(CLASSES, adam, 3e-3, 64, 3000),
+        "votes_long": FitTask(
+            votes,
+            dense((20,), (64,), "gelu", 6, sure),
+            CLASSES,
+            adam,
+            3e-3,
+            64,
+            3000,
         ),
     }
 
@@ -322,21 +374,39 @@ def _others():
     summed = split(random, *remainders(random), 500, 1000)
     adam, dense = optimizers.Adam, perceptron
     return {
-        "sums_gru": (added, gru, "mse", adam, 1e-2, 32, 1000),
-        "chain_attention": (text, attention, CLASSES, decayed, 3e-3, 32, 800),
-        "digits_autoencoder": (
-            *(images, autoencoder, "mse", optimizers.Adagrad, 3e-1, 32, 800),
+        "sums_gru": FitTask(added, gru, "mse", adam, 1e-2, 32, 1000),
+        "chain_attention": FitTask(text, attention, CLASSES, decayed, 3e-3, 32, 800),
+        "digits_autoencoder": FitTask(
+            images,
+            autoencoder,
+            "mse",
+            optimizers.Adagrad,
+            3e-1,
+            32,
+            800,
         ),
-        "hastie": (hastie, layer_normalised, BINARY, optimizers.SGD, 1e-1, 32, 800),
-        "roll": (
-            *(roll, dense((3,), (48, 48), "tanh", 1), "mse"),
-            *(optimizers.RMSprop, 1e-2, 32, 1200),
+        "hastie": FitTask(
+            hastie, layer_normalised, BINARY, optimizers.SGD, 1e-1, 32, 800
         ),
-        "topics": (
-            *(labels, dense((40,), (64,), "relu", 8, "sigmoid"), BINARY),
-            *(adam, 1e-2, 32, 500),
+        "roll": FitTask(
+            roll,
+            dense((3,), (48, 48), "tanh", 1),
+            "mse",
+            optimizers.RMSprop,
+            1e-2,
+            32,
+            1200,
         ),
-        "remainders": (summed, pairs, CLASSES, adam, 1e-2, 64, 600),
+        "topics": FitTask(
+            labels,
+            dense((40,), (64,), "relu", 8, "sigmoid"),
+            BINARY,
+            adam,
+            1e-2,
+            32,
+            500,
+        ),
+        "remainders": FitTask(summed, pairs, CLASSES, adam, 1e-2, 64, 600),
     }
 
 
@@ -349,14 +419,24 @@ def _normalised():
     added = split(random, *sums(random), 500, 1000)
     adam, dense = optimizers.Adam, perceptron((20, 2), (64, 64), "gelu", 1, None, True)
     return {
-        "digits_normalised": (
-            *(digits, normalised_convolutions, CLASSES, adam, 1e-2, 32, 400),
+        "digits_normalised": FitTask(
+            digits,
+            normalised_convolutions,
+            CLASSES,
+            adam,
+            1e-2,
+            32,
+            400,
         ),
-        "shapes_300": (drawn, residual, CLASSES, nesterov, 1e-1, 32, 300),
-        "shapes_900": (drawn, residual, CLASSES, nesterov, 1e-1, 32, 900),
-        "shapes_adam": (drawn, residual, CLASSES, adam, 1e-2, 32, 1500),
-        "chirps": (waves, convolutions_1d, CLASSES, momentum, 3e-2, 32, 500),
-        "chirps_adamw": (waves, convolutions_1d, CLASSES, decayed, 1e-2, 32, 900),
-        "chirps_sgd": (waves, convolutions_1d, CLASSES, optimizers.SGD, 3e-1, 32, 600),
-        "sums_rmsprop": (added, dense, "mse", optimizers.RMSprop, 3e-3, 32, 800),
+        "shapes_300": FitTask(drawn, residual, CLASSES, nesterov, 1e-1, 32, 300),
+        "shapes_900": FitTask(drawn, residual, CLASSES, nesterov, 1e-1, 32, 900),
+        "shapes_adam": FitTask(drawn, residual, CLASSES, adam, 1e-2, 32, 1500),
+        "chirps": FitTask(waves, convolutions_1d, CLASSES, momentum, 3e-2, 32, 500),
+        "chirps_adamw": FitTask(
+            waves, convolutions_1d, CLASSES, decayed, 1e-2, 32, 900
+        ),
+        "chirps_sgd": FitTask(
+            waves, convolutions_1d, CLASSES, optimizers.SGD, 3e-1, 32, 600
+        ),
+        "sums_rmsprop": FitTask(added, dense, "mse", optimizers.RMSprop, 3e-3, 32, 800),
     }

@@ -32,19 +32,19 @@ EPOCHS = 5
 
 def losses(task, rate, callbacks=()):
     """Trains once; returns the validation loss and the test loss."""
-    (train, validation, test), build, loss, optimizer, _, batch_size, steps = task
+    train, validation, test = task.data
     keras.utils.set_random_seed(1)
-    model = build()
+    model = task.build()
     model.compile(
-        optimizer(rate),
-        loss,
+        task.optimizer(rate),
+        task.loss,
         steps_per_execution=STEPS_PER_EXECUTION,
         jit_compile=False,
     )
     batches = tf.data.Dataset.from_tensor_slices(train).shuffle(len(train[0]), seed=1)
     model.fit(
-        batches.repeat().batch(batch_size),
-        steps_per_epoch=steps // EPOCHS,
+        batches.repeat().batch(task.batch_size),
+        steps_per_epoch=task.steps // EPOCHS,
         epochs=EPOCHS,
         verbose=0,
         callbacks=list(callbacks),
@@ -67,18 +67,18 @@ def main(names):
     warnings.simplefilter("ignore")
     controllers = {name: as_controller(name) for name in names}
     for name, task in make_tasks().items():
-        reference, steps = task[4], task[6]
-        rates = reference * 10.0 ** np.linspace(-1, 1, 5)
-        tried = [losses(task, cosine_schedule(rate, steps, 0.05)) for rate in rates]
+        rates = task.rate * 10.0 ** np.linspace(-1, 1, 5)
+        schedules = [cosine_schedule(rate, task.steps, 0.05) for rate in rates]
+        tried = [losses(task, schedule) for schedule in schedules]
         best = int(np.nanargmin([validation for validation, _ in tried]))
         row = {"task": name, "rate": rates[best], "cosine": tried[best][1]}
         for controller, (found, shown) in controllers.items():
             row[controller] = []
             for multiple in (0.01, 1, 100):
                 callback = LearnedLearningRate(
-                    found, validation_data=task[0][1], validation_size=shown
+                    found, validation_data=task.data[1], validation_size=shown
                 )
-                final = losses(task, multiple * reference, [callback])[1]
+                final = losses(task, multiple * task.rate, [callback])[1]
                 row[controller].append(final / row["cosine"])
         print(json.dumps(row), flush=True)
 

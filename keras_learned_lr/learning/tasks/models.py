@@ -17,16 +17,25 @@ def mlp(
     depth: int = 2,
     width: int = 32,
     activation: str = "relu",
-    normalise: bool = False,
+    normalise: float | None = None,
 ) -> keras.Model:
-    """Returns dense layers, with batch normalisation between them if asked for."""
+    """Returns dense layers, with batch normalisation between them if asked for.
+
+    Args:
+        shape: Of the input.
+        outputs: Units of the last layer.
+        depth: Hidden layers.
+        width: Units of each.
+        activation: After each.
+        normalise: The momentum of the moving averages; None for no normalisation.
+    """
     stack: list[Any] = [keras.Input(shape)]
     if len(shape) > 1:
         stack.append(layers.Flatten())
     for _ in range(depth):
-        if normalise:
+        if normalise is not None:
             stack.append(layers.Dense(width, use_bias=False))
-            stack.append(layers.BatchNormalization(momentum=0.9))
+            stack.append(layers.BatchNormalization(momentum=normalise))
             stack.append(layers.Activation(activation))
         else:
             stack.append(layers.Dense(width, activation))
@@ -118,15 +127,25 @@ def cnn(
     filters: int = 4,
     activation: str = "relu",
     pooling: str = "max",
-    normalise: bool = False,
+    normalise: float | None = None,
 ) -> keras.Model:
-    """Returns two 3×3 convolutions with pooling between them."""
+    """Returns two 3×3 convolutions with pooling between them.
+
+    Args:
+        shape: Of the images.
+        outputs: Units of the last layer.
+        filters: Of the first convolution; the second has twice as many.
+        activation: After each.
+        pooling: "max" or "average".
+        normalise: The momentum of the moving averages of batch normalisation; None for
+            none.
+    """
     pool = {"max": layers.MaxPooling2D, "average": layers.AveragePooling2D}[pooling]
     stack: list[Any] = [keras.Input(shape)]
     for size in (filters, 2 * filters):
-        if normalise:
+        if normalise is not None:
             stack.append(layers.Conv2D(size, 3, padding="same", use_bias=False))
-            stack.append(layers.BatchNormalization(momentum=0.9))
+            stack.append(layers.BatchNormalization(momentum=normalise))
             stack.append(layers.Activation(activation))
         else:
             stack.append(layers.Conv2D(size, 3, padding="same", activation=activation))
@@ -150,6 +169,39 @@ def residual(
         y = layers.LayerNormalization()(x)
         y = layers.Dense(width, activation)(y)
         x = layers.Add()([x, layers.Dense(width)(y)])
+    return keras.Model(inputs, layers.Dense(outputs)(x))
+
+
+def residual_cnn(
+    shape: tuple[int, ...],
+    outputs: int,
+    filters: int = 4,
+    blocks: int = 1,
+    momentum: float = 0.99,
+) -> keras.Model:
+    """Returns residual blocks of 3×3 convolutions (He et al. 2016).
+
+    Args:
+        shape: Of the images.
+        outputs: Units of the last layer.
+        filters: Of every convolution.
+        blocks: Of two convolutions each.
+        momentum: Of the moving averages of batch normalisation.
+    """
+
+    def convolved(x: Any) -> Any:
+        x = layers.BatchNormalization(momentum=momentum)(x)
+        x = layers.Activation("relu")(x)
+        return layers.Conv2D(filters, 3, padding="same", use_bias=False)(x)
+
+    inputs = keras.Input(shape)
+    x = layers.Conv2D(filters, 3, padding="same", use_bias=False)(inputs)
+    x = layers.MaxPooling2D(2)(x)
+    for _ in range(blocks):
+        x = layers.Add()([x, convolved(convolved(x))])
+    x = layers.BatchNormalization(momentum=momentum)(x)
+    x = layers.Activation("relu")(x)
+    x = layers.GlobalAveragePooling2D()(x)
     return keras.Model(inputs, layers.Dense(outputs)(x))
 
 
@@ -184,6 +236,7 @@ MODELS: dict[str, Maker] = {
     "bottleneck": bottleneck,
     "cnn": cnn,
     "residual": residual,
+    "residual_cnn": residual_cnn,
     "gru": gru,
     "attention": attention,
 }
