@@ -19,8 +19,8 @@ def read_version() -> str:
 
 
 INSTALL_REQUIRES = [
-    # The callback wraps the model's train step and the optimizer's apply, which
-    # are only half public, so the ranges are what the test suite has run against.
+    # The callback wraps the model's `train_step` and `compute_loss`, which are only
+    # half public, so the ranges are what the test suite has run against.
     # TensorFlow moves with tf-keras in the `train` extra: raise both together.
     "tensorflow>=2.21,<2.22",
     "keras>=3.15,<4",
@@ -86,6 +86,8 @@ DEV = [
     "hypothesis>=6.100",
     # The benchmark's rivals are checked against its implementations.
     "optax>=0.2.5,<0.3",
+    # What a table's columns come as.
+    "pandas>=2.2",
     # TF-Agents pins typing-extensions 4.5.0, which mypy 1.11 and later exclude.
     "mypy>=1.10,<1.11 ; python_version < '3.12'",
     "mypy>=1.18,<3 ; python_version >= '3.12'",

@@ -55,7 +55,8 @@ class LearnedLearningRate(keras.callbacks.Callback):
     ```
 
     Callbacks that log, such as `CSVLogger` and `TensorBoard`, find the learning rate
-    in `logs["learning_rate"]` if they come after this one. A callback that sets the
+    in `logs["learning_rate"]` if they come after this one: at the end of an epoch the
+    one in force, after a batch that of the last decision. A callback that sets the
     learning rate, such as `ReduceLROnPlateau`, is overruled, with one warning.
 
     Args:
@@ -65,8 +66,9 @@ class LearnedLearningRate(keras.callbacks.Callback):
             `fit`.
         validation_data: What `fit` takes as `validation_data`. Without it the
             controller watches the training loss.
-        validation_size: Examples of it that are looked at, drawn at the first `fit`
-            and kept for later ones; None for all.
+        validation_size: Examples of it that are looked at, chosen at the first `fit`
+            and kept for later ones: drawn from arrays, spread over all batches where
+            their number is known, else the first; None for all.
         update_freq: Training steps between decisions, or "auto" for the schedule that
             the controller carries.
         total_steps: Training steps of the whole run; needed only where `fit` cannot
@@ -82,8 +84,8 @@ class LearnedLearningRate(keras.callbacks.Callback):
         rollback: Whether to go back to the weights and the optimizer's variables of
             the decision before, where a validation loss is not finite any more or has
             lost a quarter of all that it had fallen; without validation data, after
-            three windows in a row without a finite loss. It keeps a copy of them for
-            that.
+            three windows in a row whose last loss was not finite. It keeps a copy of
+            them for that.
         backup_dir: A local folder for what an interrupted run goes on from, best that
             of a `keras.callbacks.BackupAndRestore` in the same list, which keeps the
             weights. Saved at the end of every epoch, deleted at the end of the run.
@@ -205,6 +207,7 @@ class LearnedLearningRate(keras.callbacks.Callback):
         self._prepare_loop(form)
         self._records, self._rewards = [], []
         self._begun, self._broken, self._contested = False, False, False
+        self._updates = -1
         self._compiled_with: list[float] | None = None
         if self._backup is not None:
             self._tell("epoch", self._backup.mend_epoch(self.model))
@@ -224,6 +227,7 @@ class LearnedLearningRate(keras.callbacks.Callback):
             self._begun = self._running = True
             try:
                 self._loop.start(self._horizon(), self._compiled_with)
+                self._updates = self._loop.updates
                 if self._learner is not None:
                     self._learner.begin_episode()
                 self._decide()
@@ -259,6 +263,8 @@ class LearnedLearningRate(keras.callbacks.Callback):
             self._loop.plan(self._step)
         self._epoch_start += self._steps
         self._step = self._epoch_start
+        if epoch == self._first_epoch:
+            self._check_optimizer()
         if logs is not None:
             logs.update(self._loop.logs())
         self._save(epoch + 1)
@@ -311,6 +317,17 @@ class LearnedLearningRate(keras.callbacks.Callback):
             f"run. Received: steps=None, epochs={self._epochs}. Pass "
             "`LearnedLearningRate(total_steps=...)`, or `steps_per_epoch` to `fit`."
         )
+
+    def _check_optimizer(self) -> None:
+        """Tells where no learning rate that is set can matter."""
+        back = any(record.rolled_back is not None for record in self._records)
+        if self._step and not back and self._loop.updates == self._updates:
+            self._tell(
+                "no updates",
+                "The model's optimizer has made no update in this epoch, so that the "
+                "learning rates set on it change nothing: its own `train_step` may use "
+                "other optimizers. Compile the model with the one that trains it.",
+            )
 
     def _prepare_loop(self, form: ActionForm) -> None:
         model = self.model

@@ -20,7 +20,7 @@ from keras_learned_lr.control.graph import Packed, Traced
 from keras_learned_lr.control.optimizer import OptimizerLearningRate
 from keras_learned_lr.control.plan import RatePlan
 from keras_learned_lr.control.record import Look, Record, pack, unpack
-from keras_learned_lr.control.rollback import Rollback, has_collapsed
+from keras_learned_lr.control.rollback import Rollback, has_broken, has_collapsed
 from keras_learned_lr.observation.layers import moving_statistics
 from keras_learned_lr.observation.memory import Memory
 from keras_learned_lr.observation.probe import Probe
@@ -122,6 +122,11 @@ class ControlLoop:
     def optimizer_was_replaced(self) -> bool:
         """Whether the model has another optimizer than when the run began."""
         return self._model.optimizer is not self._began_with
+
+    @property
+    def updates(self) -> int:
+        """How many updates the model's optimizer has made, in all runs together."""
+        return int(keras.ops.convert_to_numpy(self._model.optimizer.iterations))
 
     @property
     def defaults(self) -> list[float]:
@@ -287,17 +292,14 @@ class ControlLoop:
         known = math.isfinite(record.loss) or not self._validates
         if record.finite and not known:
             return record
-        back = record.rolled_back
-        if back is not None:
+        if record.rolled_back is not None:
             self._rollback.put_back()
-        else:
-            back = self._rollback.close_window(
-                record.finite, record.loss, record.step, self._horizon.read_value()
-            )
-        if back is not None:
             self._optimizer.assign(self._learning_rate)
             self._probe.note_weights()
-        return record._replace(rolled_back=back)
+        elif record.finite:
+            setbacks = self._memory.read().setbacks
+            self._rollback.keep(record.step, self._horizon.read_value(), setbacks)
+        return record
 
     def _checkpoint(self) -> tf.train.Checkpoint:
         # Anew each time: a model that its first batch builds gets its seeds late.
@@ -351,13 +353,15 @@ class ControlLoop:
     def _back_to(
         self, statistics: Statistics, memory: Memory
     ) -> tuple[tf.Tensor, Memory]:
-        # The training loss of a short window says little.
-        if self._rollback is None or not self._validates:
+        if self._rollback is None:
             return tf.constant(-1.0), memory
         # Of before this decision: where nothing is kept yet, -1 as well.
         kept = tf.cast(self._rollback.kept_step, tf.float32)
-        lags = bool(moving_statistics(self._model))
-        collapsed, memory = has_collapsed(statistics, memory, lags)
+        if self._validates:
+            lags = bool(moving_statistics(self._model))
+            collapsed, memory = has_collapsed(statistics, memory, lags)
+        else:
+            collapsed, memory = has_broken(statistics, memory)
         return tf.where(collapsed, kept, -1.0), memory
 
     def _ask(self, look: Look) -> PolicyOutput:

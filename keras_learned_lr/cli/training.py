@@ -76,7 +76,10 @@ def demo(
 @app.command()
 def train(
     config: Annotated[
-        str, typer.Argument(help="A TOML file, or the name of one that ships: small.")
+        str,
+        typer.Argument(
+            help="A TOML file, or one that ships: small, default or memory."
+        ),
     ],
     to: Annotated[
         Path | None, typer.Option(help="Folder of the run. [default: runs/CONFIG]")

@@ -216,7 +216,9 @@ class ActionForm(Configurable):
         below = tf.minimum(level, RETREAT * state.level)
         level = tf.where(collapsed, below, level)
         level = tf.clip_by_value(level, state.low, state.high)
-        state = state._replace(level=level)
+        # What is held after the next window must not be what ruined this one.
+        good = tf.where(collapsed, tf.minimum(state.good, level), state.good)
+        state = state._replace(level=level, good=good)
         return state, self.learning_rate(state, step, horizon)
 
     def learning_rate(

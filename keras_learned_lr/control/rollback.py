@@ -1,7 +1,5 @@
 """Back to the weights of before, where a window has ruined them."""
 
-import math
-
 import keras
 import tensorflow as tf
 
@@ -16,7 +14,7 @@ UNDONE, AT_LEAST = 0.25, 0.1
 # A model has died in a window after which its outputs vary between examples by no more
 # than rounding, this share of the variance before.
 ALIKE = 1e-8
-# Windows in a row without a finite loss: one may be a batch that was bad.
+# Windows in a row whose last training loss was not finite: one may be of a bad batch.
 PATIENCE = 3
 # As often in a row weights go back; after that they are not what is at fault.
 ATTEMPTS = 3
@@ -71,8 +69,28 @@ def has_collapsed(
     else:
         undone |= s.output_variance_after < ALIKE * s.output_variance_before
     again = broken | (m.setbacks < ATTEMPTS)
-    setbacks = tf.where(undone, m.setbacks + 1.0, 0.0)
+    # What is broken goes back as often as it takes, and says nothing of the others.
+    setbacks = tf.where(undone, m.setbacks + tf.where(broken, 0.0, 1.0), 0.0)
     return undone & again, m._replace(setbacks=setbacks)
+
+
+def has_broken(statistics: Statistics, memory: Memory) -> tuple[tf.Tensor, Memory]:
+    """Returns the same where there is no validation loss to tell.
+
+    The mean of a few training losses says too little for more than this: they are not
+    finite, and go on so.
+
+    Args:
+        statistics: Of the window, scalars or `[batch]`.
+        memory: What was remembered when it began.
+
+    Returns:
+        That, and the memory with the windows in a row counted as setbacks.
+    """
+    broken = ~tf.math.is_finite(statistics.training_loss_latest)
+    windows = tf.where(broken, memory.setbacks + 1.0, 0.0)
+    back = windows >= PATIENCE
+    return back, memory._replace(setbacks=tf.where(back, 0.0, windows))
 
 
 def _is_undone(
@@ -92,9 +110,9 @@ class Rollback:
     """Keeps a model's weights and its optimizer's variables, and puts them back.
 
     The copy is that of the last decision at which losses, weights and the optimizer's
-    variables were all finite and the run had not collapsed; in a young run that of its
-    beginning (see `YOUTH`). It takes the memory of the weights and of the
-    optimizer's variables once more, on their devices.
+    variables were all finite and nothing that had been learned was undone; in a young
+    run that of its beginning (see `YOUTH`). It takes the memory of the weights and of
+    the optimizer's variables once more, on their devices.
 
     Args:
         model: The compiled and built model.
@@ -106,12 +124,9 @@ class Rollback:
         self._copies: list[tf.Variable] = []
         with tf.device("CPU:0"):
             self._kept_step = tf.Variable(-1, dtype=tf.int64, trainable=False)
-            self._windows = tf.Variable(0, dtype=tf.int64, trainable=False)
-        self._keep_function = tf.function(self._keep, autograph=False)
+        self._keep_function = tf.function(self._copy, autograph=False)
         # The copies are restored when they are put here.
-        self._checkpoint = tf.train.Checkpoint(
-            kept_step=self._kept_step, windows=self._windows
-        )
+        self._checkpoint = tf.train.Checkpoint(kept_step=self._kept_step)
 
     @property
     def checkpoint(self) -> tf.train.Checkpoint:
@@ -121,7 +136,6 @@ class Rollback:
     def start(self) -> None:
         """Begins a run: nothing is kept."""
         self._kept_step.assign(-1)
-        self._windows.assign(0)
 
     @property
     def nbytes(self) -> int:
@@ -133,49 +147,34 @@ class Rollback:
         """The step whose weights are kept, int64, -1 before there are any."""
         return self._kept_step.read_value()
 
-    def close_window(
-        self, finite: bool, loss: float, step: int, horizon: tf.Tensor
-    ) -> int | None:
+    def keep(self, step: int, horizon: tf.Tensor, setbacks: tf.Tensor) -> None:
         """Keeps the weights of a run that has not collapsed.
 
         Args:
-            finite: Whether every loss of the window that has ended was finite.
-            loss: The loss now, NaN where none is known yet.
             step: Training steps taken.
             horizon: Training steps of the whole run, int64.
-
-        Returns:
-            After the third window in a row that was not finite, the step whose weights
-            are back; else None. A loss that is finite now needs no other weights, and
-            where no finite ones were kept there are none to go back to.
+            setbacks: Of `Memory`, after this decision. Weights that are left to recover
+                are worth less than those of before.
         """
-        if finite:
-            self._windows.assign(0)
-            if not self.make_copies():
-                return None
-            self._keep_function(tf.constant(step, tf.int64), horizon)
-            return None
-        self._windows.assign_add(1)
-        if self._windows.numpy() < PATIENCE or math.isfinite(loss):
-            return None
-        kept_step = int(self._kept_step)
-        if kept_step < 0:
-            return None
-        self.put_back()
-        return kept_step
+        if self.make_copies(step > 0):
+            self._keep_function(tf.constant(step, tf.int64), horizon, setbacks)
 
     def put_back(self) -> None:
         """Puts back the weights and the optimizer's variables that were kept."""
-        self._windows.assign(0)
         for variable, copy in zip(self._variables, self._copies, strict=True):
             variable.assign(copy)
 
-    def make_copies(self) -> bool:
-        """Makes room for the copies; says whether the model is built for it."""
+    def make_copies(self, begun: bool = False) -> bool:
+        """Makes room for the copies; says whether the model is built for it.
+
+        Args:
+            begun: Whether it has made a training step, so that a layer without weights
+                is one that it does not call.
+        """
         model = self._model
         if self._copies:
             return True
-        if not is_built(model):
+        if not (begun or is_built(model)):
             return False
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
@@ -188,14 +187,16 @@ class Rollback:
         self._checkpoint.copies = self._copies
         return True
 
-    def _keep(self, step: tf.Tensor, horizon: tf.Tensor) -> None:
+    def _copy(self, step: tf.Tensor, horizon: tf.Tensor, setbacks: tf.Tensor) -> None:
         values = [tf.convert_to_tensor(v.value) for v in self._variables]
         floating = [value for value in values if value.dtype.is_floating]
         # The last update of a window of finite losses may have been the fatal one.
         finite = tf.reduce_all(
             [tf.reduce_all(tf.math.is_finite(value)) for value in floating]
         )
-        keep = finite & ~(is_young(step, horizon) & (self._kept_step >= 0))
+        first = self._kept_step < 0
+        sound = tf.equal(setbacks, 0.0) & ~is_young(step, horizon)
+        keep = finite & (first | sound)
         for copy, value in zip(self._copies, values, strict=True):
             copy.assign(tf.where(keep, value, copy))
         self._kept_step.assign(tf.where(keep, step, self._kept_step))

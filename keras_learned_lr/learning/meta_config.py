@@ -177,7 +177,8 @@ def read_config(path: str | Path) -> MetaTrainConfig:
     """Reads a TOML file of settings; what it does not name keeps its default.
 
     Args:
-        path: A file, or the name of one that ships: "small".
+        path: A file, or the name of one that ships: "small", "default" or
+            "memory".
 
     Raises:
         ValueError: If there is no such file, it is no TOML, or a key is unknown.

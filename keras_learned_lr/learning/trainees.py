@@ -140,7 +140,8 @@ class Trainees:
         """Returns the state with the weights back where a run has collapsed.
 
         They are kept in it, should the coming window be the next to collapse; in a
-        young run those of its beginning stay.
+        young run those of its beginning stay, and those of before where they are left
+        to recover.
 
         Args:
             state: Where the trainees stand.
@@ -160,8 +161,20 @@ class Trainees:
 
         # Nothing is copied where nothing has collapsed, as in most windows.
         weights, update = tf.cond(tf.reduce_any(state.collapsed), back, stay)
-        young = is_young(state.step, horizon)
-        kept = tf.cond(young, lambda: state.kept, lambda: weights)
+        sound = tf.equal(state.memory.setbacks, 0.0)
+
+        def keep() -> Any:
+            return tf.nest.map_structure(
+                lambda new, old: _where(sound, new, old), weights, state.kept
+            )
+
+        kept = tf.case(
+            [
+                (is_young(state.step, horizon), lambda: state.kept),
+                (tf.reduce_all(sound), lambda: weights),
+            ],
+            default=keep,
+        )
         parameters, non_trainable, optimizer = weights
         return state._replace(
             parameters=parameters,

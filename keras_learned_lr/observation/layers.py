@@ -12,12 +12,13 @@ def is_built(model: keras.Model) -> bool:
 def moving_statistics(model: keras.Model) -> list[keras.Variable]:
     """Returns what training changes without a gradient, as normalisation's averages.
 
-    Weights of frozen layers are not among them, nor are the states of random
-    generators.
+    Those of frozen layers are not among them, nor what `Normalization` has adapted to,
+    nor the states of random generators.
     """
     return [
         v
         for layer in model._flatten_layers()
+        if layer.trainable and not isinstance(layer, keras.layers.Normalization)
         for v in layer._non_trainable_variables
         if tf.as_dtype(v.dtype).is_floating
     ]

@@ -22,6 +22,7 @@ class Statistics(NamedTuple):
         training_loss_deviation: Their standard deviation.
         training_loss_highest: The largest of them.
         training_loss_earliest: The first of them.
+        training_loss_latest: The last of them.
         validation_loss: Loss on the validation subset now; `training_loss` where there
             is no validation data.
         finite: 1 if every loss of the window was finite, else 0.
@@ -49,6 +50,7 @@ class Statistics(NamedTuple):
     training_loss_deviation: tf.Tensor
     training_loss_highest: tf.Tensor
     training_loss_earliest: tf.Tensor
+    training_loss_latest: tf.Tensor
     validation_loss: tf.Tensor
     finite: tf.Tensor
     weight_norm: tf.Tensor

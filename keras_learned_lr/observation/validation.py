@@ -1,5 +1,6 @@
 """The loss on a validation subset, measured without a trace in the user's metrics."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -35,7 +36,7 @@ class ValidationLoss:
             `(x, y, sample_weight)` of arrays, a `tf.data.Dataset`, a `PyDataset` or a
             generator; or what `draw_subset` took from it.
         size: Examples in the subset; None takes all.
-        seed: Seeds the draw from arrays. Of other sources the first examples are taken.
+        seed: Seeds the draw from arrays; see `draw_subset` for other sources.
 
     Raises:
         ValueError: If the data is empty, or the model cannot compute a loss on it.
@@ -132,9 +133,8 @@ class ValidationLoss:
 
     def _compute_loss(self, x: Any, y: Any, weight: Any) -> tf.Tensor:
         y_pred = self._model(x, training=False)
-        return self._model.compute_loss(
-            x=x, y=y, y_pred=y_pred, sample_weight=weight, training=False
-        )
+        # Not the public one, of which there are overrides without `training`.
+        return self._model._compute_loss(x, y, y_pred, weight, training=False)
 
     def _test_step(self, x: Any, y: Any, weight: Any) -> tf.Tensor:
         logs = self._model.test_step(keras.utils.pack_x_y_sample_weight(x, y, weight))
@@ -196,8 +196,15 @@ class Subset(NamedTuple):
 def draw_subset(data: Any, size: int | None, seed: int = 0) -> Subset:
     """Takes the examples that are looked at; see `ValidationLoss`.
 
-    A generator gives its examples once, so whoever measures them on several models
-    keeps what this returns.
+    Of arrays they are drawn. Of batches of a known number and one shape they are spread
+    evenly over all, which are read once: files are often sorted by class. Of any other
+    source they are the first. A generator gives its examples once, so whoever measures
+    them on several models keeps what this returns.
+
+    Args:
+        data: The validation data.
+        size: How many, at most; None takes all.
+        seed: Seeds the draw.
 
     Raises:
         ValueError: If there are none, or the data is not what `fit` takes.
@@ -207,7 +214,7 @@ def draw_subset(data: Any, size: int | None, seed: int = 0) -> Subset:
     if not _leaves(data):
         raise ValueError(f"{EMPTY} Received: {data!r}")
     if _is_arrays(data):
-        leaves = [np.atleast_1d(leaf) for leaf in _leaves(data)]
+        leaves = [_as_fit_does(leaf) for leaf in _leaves(data)]
         counts = {len(leaf) for leaf in leaves}
         if len(counts) > 1:
             raise ValueError(
@@ -231,6 +238,15 @@ def draw_subset(data: Any, size: int | None, seed: int = 0) -> Subset:
     )
 
 
+def _as_fit_does(leaf: Any) -> np.ndarray:
+    """Returns what `fit` makes of an array; losses of the user's own may rely on it."""
+    values = np.atleast_1d(leaf)
+    if values.dtype.kind == "f":
+        values = values.astype(keras.config.floatx())
+    # Only a Series of pandas, which nobody needs to have, becomes a frame.
+    return values[:, np.newaxis] if hasattr(leaf, "to_frame") else values
+
+
 def _filled(leaves: list[tf.Tensor], size: int) -> list[tf.Tensor]:
     count = len(leaves[0])
     index = np.arange(-(-count // size) * size) % count
@@ -244,7 +260,9 @@ def _gather_batches(data: Any, size: int | None) -> tuple[list, Any]:
         raise ValueError(f"{unlimited}. Received: {data!r}. Pass `validation_size`.")
     groups: dict[tuple, list[list[np.ndarray]]] = {}
     taken, structure = 0, None
-    for batch in _readable_batches(adapter):
+    batches = adapter.get_tf_dataset()
+    number = None if _is_padded(batches.element_spec) else adapter.num_batches
+    for index, batch in enumerate(_readable(batches, adapter)):
         odd = [leaf for leaf in _leaves(batch) if isinstance(leaf, NOT_DENSE)]
         if odd:
             raise ValueError(
@@ -260,9 +278,15 @@ def _gather_batches(data: Any, size: int | None) -> tuple[list, Any]:
                 f"examples in front. Received shapes: {list(shapes)}. Is `.batch()` "
                 "missing?"
             )
+        structure, count = _structure(batch), shapes[0][0]
         if size is not None:
-            leaves = [leaf[: size - taken] for leaf in leaves]
-        structure = _structure(batch)
+            due = math.ceil(size * (index + 1) / number) if number else size
+            wanted = min(count, due - taken)
+            if not wanted:
+                continue
+            # Evenly spread within the batch too.
+            chosen = np.arange(wanted) * count // wanted
+            leaves = [leaf[chosen] for leaf in leaves]
         groups.setdefault(tuple(s[1:] for s in shapes), []).append(leaves)
         taken += len(leaves[0])
         if taken == size:
@@ -274,12 +298,21 @@ def _gather_batches(data: Any, size: int | None) -> tuple[list, Any]:
     return joined, structure
 
 
-def _readable_batches(adapter: DataAdapter) -> Iterator[Any]:
+def _is_padded(specs: Any) -> bool:
+    """Returns whether shapes vary from batch to batch: each is a graph of its own."""
+    shapes = [getattr(spec, "shape", None) for spec in keras.tree.flatten(specs)]
+    return any(
+        shape is not None and (shape.rank is None or None in shape[1:])
+        for shape in shapes
+    )
+
+
+def _readable(batches: tf.data.Dataset, adapter: DataAdapter) -> Iterator[Any]:
     """Yields batches up to the first that cannot be read; there must be one."""
     count = 0
     try:
-        for batch in adapter.get_tf_dataset():
-            yield batch
+        for batch in batches:
+            yield keras.tree.map_structure(_none_for_nothing, batch)
             count += 1
     except Exception as error:
         if not count:
@@ -289,6 +322,16 @@ def _readable_batches(adapter: DataAdapter) -> Iterator[Any]:
             f"controller watches the loss on these. What came then: {error}",
             stacklevel=2,
         )
+    finally:
+        # A `PyDataset` of which there is more to read has workers that wait.
+        workers = getattr(adapter, "enqueuer", None)
+        if workers is not None:
+            workers.stop()
+
+
+def _none_for_nothing(leaf: Any) -> Any:
+    # What a generator's None has become on its way.
+    return None if isinstance(leaf, tf.experimental.Optional) else leaf
 
 
 def _adapter(data: Any) -> DataAdapter:

@@ -36,4 +36,5 @@ def measure_losses(
         "training_loss_highest": tf.where(steps > 0, highest, 0.0),
         # Zero where it is not inside.
         "training_loss_earliest": tf.gather(losses, place_of(step - number)),
+        "training_loss_latest": tf.gather(losses, place_of(step - 1)),
     }

@@ -6,6 +6,8 @@ import pytest
 import tensorflow as tf
 from contract import check_run, classes_of, compiled, draws, sparse
 
+from keras_learned_lr import LearnedLearningRate
+
 LAYER = keras.layers
 
 
@@ -92,6 +94,31 @@ def test_custom_train_step():
     inputs = keras.Input((6,))
     trainee = OwnStep(inputs, LAYER.Dense(3)(inputs))
     check_run(compiled(trainee), *table(), batch_size=16, loss="own_loss")
+
+
+class TwoOptimizers(keras.Model):
+    """Trains with optimizers that `compile` knows nothing of, as a GAN does."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.own = keras.optimizers.SGD(0.1)
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(x, y, self(x, training=True))
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.own.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        return {"loss": loss}
+
+
+def test_an_optimizer_that_the_model_does_not_use_is_told():
+    inputs = keras.Input((6,))
+    trainee = compiled(TwoOptimizers(inputs, LAYER.Dense(3)(inputs)))
+    trainee.own.build(trainee.trainable_variables)
+    callback = LearnedLearningRate(validation_data=table())
+    with pytest.warns(UserWarning, match="made no update in this epoch"):
+        trainee.fit(*table(), batch_size=16, callbacks=[callback], verbose=0)
 
 
 class Penalised(keras.layers.Layer):
