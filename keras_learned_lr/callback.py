@@ -284,7 +284,7 @@ class LearnedLearningRate(keras.callbacks.Callback):
         except Exception as error:
             self._tell("end", f"The controller could not learn from the end: {error}")
         self._running = False
-        contested = self._loop.contested
+        contested = self._loop.contested and not self._broken
         self._loop.stop()
         self._tell_if_contested(contested)
         if self._backup is not None:
@@ -376,14 +376,27 @@ class LearnedLearningRate(keras.callbacks.Callback):
         # Inside a first epoch of unknown length we are taken to be half through it.
         return self._epochs * max(SHORTEST_EPOCH, 2 * self._step)
 
-    def _decide(self) -> None:
-        if self._loop.optimizer_was_replaced and not self._broken:
+    def _check_charge(self) -> None:
+        """Ends the decisions of a run that somebody else has taken over."""
+        if self._loop.optimizer_was_replaced:
             self._broken = True
             self._tell(
                 "optimizer",
                 "The model's optimizer was replaced during the run. No more decisions "
                 "are made in it; a `fit` that begins with the new one steers that.",
             )
+        elif not self._loop.probe.installed:
+            self._broken = True
+            self._tell(
+                "another step",
+                "Something else has trained the model during the run, as a callback "
+                "that calls `train_on_batch`. No more decisions are made in it, and "
+                "the learning rate is what the optimizer was compiled with.",
+            )
+
+    def _decide(self) -> None:
+        if not self._broken:
+            self._check_charge()
         if self._broken:
             return
         horizon = self._horizon()

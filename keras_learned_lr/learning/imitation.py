@@ -10,7 +10,7 @@ left to the reward.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -175,29 +175,11 @@ class Imitation:
         Returns:
             The mean cost of the levels that it chose, log loss over the best.
         """
-        kept = self._kept
-        offsets = np.cumsum([0, *(len(c.costs) for c in kept)])
-        tasks = [c.task + at for c, at in zip(kept, offsets, strict=False)]
-        task, costs = np.concatenate(tasks), np.concatenate([c.costs for c in kept])
-        longest = max(c.level.shape[1] for c in kept)
-
-        def joined(name: str, mode: Literal["edge", "constant"]) -> np.ndarray:
-            runs = [_padded(getattr(c, name), longest, mode) for c in kept]
-            return np.concatenate(runs)
-
-        # What is repeated has a weight of 0, but a level of 0 would have no logarithm.
-        columns = [
-            joined("observation", "edge"),
-            joined("level", "edge"),
-            joined("default", "edge"),
-            joined("progress", "edge"),
-            joined("counts", "constant"),
-        ]
+        joined = join(self._kept)
         found = []
         for _ in range(self._steps):
-            chosen = rng.integers(0, len(task), RUNS_A_STEP)
-            inputs = (column[chosen] for column in columns)
-            found.append(self._train(*inputs, costs[task[chosen]]))
+            chosen = rng.integers(0, len(joined.task), RUNS_A_STEP)
+            found.append(self._train(*rows_of(joined, chosen)))
         return float(tf.reduce_mean(found))
 
     def end(self) -> None:
@@ -219,13 +201,10 @@ class Imitation:
     def restore(self, file: Path) -> None:
         """Reads what `save` wrote."""
         self._kept.clear()
+        self._kept.extend(read_choices(file))
         with np.load(file) as arrays:
             for index, variable in enumerate(self._optimizer.variables):
                 variable.assign(arrays[f"{OPTIMIZER}{index}"])
-            names = [name for name in arrays.files if not name.startswith(OPTIMIZER)]
-            for index in range(len(names) // len(Choices._fields)):
-                found = (arrays[f"{index}_{name}"] for name in Choices._fields)
-                self._kept.append(Choices(*found))
 
 
 def search(batch: TaskBatch, rng: np.random.Generator, resolution: float) -> np.ndarray:
@@ -279,11 +258,81 @@ def _costs(levels: np.ndarray, losses: np.ndarray, resolution: float) -> np.ndar
     ).astype("float32")
 
 
+def join(batches: Iterable[Choices]) -> Choices:
+    """Returns the choices of several batches as of one, the tasks counted through."""
+    kept = list(batches)
+    offsets = np.cumsum([0, *(len(c.costs) for c in kept)])
+    tasks = [c.task + at for c, at in zip(kept, offsets, strict=False)]
+    longest = max(c.level.shape[1] for c in kept)
+
+    def joined(name: str, mode: Literal["edge", "constant"]) -> np.ndarray:
+        return np.concatenate([_padded(getattr(c, name), longest, mode) for c in kept])
+
+    return Choices(
+        # What is repeated has a weight of 0, but a level of 0 would have no logarithm.
+        observation=joined("observation", "edge"),
+        level=joined("level", "edge"),
+        default=joined("default", "edge"),
+        progress=joined("progress", "edge"),
+        counts=joined("counts", "constant"),
+        task=np.concatenate(tasks),
+        costs=np.concatenate([c.costs for c in kept]),
+    )
+
+
+def rows_of(choices: Choices, chosen: np.ndarray) -> list[np.ndarray]:
+    """Returns what `build_step`'s function takes, of the chosen runs."""
+    *columns, task, costs = choices
+    return [*(column[chosen] for column in columns), costs[task[chosen]]]
+
+
+def read_choices(file: Path) -> list[Choices]:
+    """Returns the batches that a run's checkpoint holds, the oldest first."""
+    with np.load(file) as arrays:
+        numbers = {
+            int(name.split("_")[0])
+            for name in arrays.files
+            if not name.startswith(OPTIMIZER)
+        }
+        return [
+            Choices(*(arrays[f"{index}_{name}"] for name in Choices._fields))
+            for index in sorted(numbers)
+        ]
+
+
 def _padded(
     column: np.ndarray, decisions: int, mode: Literal["edge", "constant"]
 ) -> np.ndarray:
     missing = [(0, 0), (0, decisions - column.shape[1]), (0, 0)]
     return np.pad(column, missing[: column.ndim], mode)
+
+
+def build_costs(learner: ControllerLearner) -> Callable[..., tf.Tensor]:
+    """Builds what tells the costs of the levels that an actor chooses on whole runs.
+
+    Args:
+        learner: Whose actor it is.
+
+    Returns:
+        A function of `Choices.observation`, `level`, `default`, `progress` and the
+        costs of each run's task; it returns costs `[runs, decisions]`.
+    """
+    form, actor = learner.action_form, learner.parts.actor
+
+    def costs_of(
+        observation: tf.Tensor,
+        level: tf.Tensor,
+        default: tf.Tensor,
+        progress: tf.Tensor,
+        costs: tf.Tensor,
+    ) -> tf.Tensor:
+        # From a state of zeros, as in the middle of an episode no state is reset.
+        middle = tf.fill(tf.shape(level), tfa.time_step.StepType.MID)
+        memory = actor.get_initial_state(tf.shape(level)[0])
+        action = actor(observation, middle, memory)[0].loc
+        return cost_of(_chosen_level(form, action, level, default, progress), costs)
+
+    return costs_of
 
 
 def build_step(learner: ControllerLearner, optimizer: Any) -> Callable[..., tf.Tensor]:
@@ -297,7 +346,7 @@ def build_step(learner: ControllerLearner, optimizer: Any) -> Callable[..., tf.T
         A function of `Choices.observation`, `level`, `default`, `progress`, `counts`
         and the costs of each run's task; it returns their mean cost.
     """
-    form, actor = learner.action_form, learner.parts.actor
+    actor, costs_of = learner.parts.actor, build_costs(learner)
     limit = learner.config.gradient_clipping
 
     # Runs have as many decisions as their horizon allows: no trace for each number.
@@ -310,14 +359,9 @@ def build_step(learner: ControllerLearner, optimizer: Any) -> Callable[..., tf.T
         counts: tf.Tensor,
         costs: tf.Tensor,
     ) -> tf.Tensor:
-        runs = tf.shape(level)[0]
-        middle = tf.fill(tf.shape(level), tfa.time_step.StepType.MID)
         with tf.GradientTape() as tape:
-            # From a state of zeros, as in the middle of an episode no state is reset.
-            memory = actor.get_initial_state(runs)
-            action = actor(observation, middle, memory)[0].loc
-            chosen = _chosen_level(form, action, level, default, progress)
-            cost = tf.reduce_sum(counts * cost_of(chosen, costs))
+            each = costs_of(observation, level, default, progress, costs)
+            cost = tf.reduce_sum(counts * each)
             cost /= tf.maximum(tf.reduce_sum(counts), 1.0)
         gradients = tape.gradient(cost, actor.trainable_variables)
         if limit is not None:

@@ -116,6 +116,11 @@ class Probe:
         knows_batch = self._noted is not None or not self._needs & {"outputs", "inputs"}
         return knows_batch and self._knows_weights
 
+    @property
+    def installed(self) -> bool:
+        """Whether the tap is in the model's training step."""
+        return self._originals is not None
+
     def install(self) -> None:
         """Puts the tap into the model's training step; removes a stale one."""
         model = self._model

@@ -43,6 +43,41 @@ def test_early_stopping_that_restores_the_best_weights():
     check(beside=[stop], epochs=6)
 
 
+def test_a_callback_that_trains_on_a_batch_of_its_own():
+    """Which nobody can tell from one that comes after a `fit` that broke off."""
+
+    class Replays(CALLBACKS.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 1:
+                self.model.train_on_batch(X[:8], Y[:8])
+
+    trainee = classifier()
+    compiled_with = rate_of(trainee.optimizer)
+    callback = LearnedLearningRate(
+        GraphController(0.3, ("log_level",), every(3)), validation_data=(X, Y)
+    )
+    rates = []
+
+    class Notes(CALLBACKS.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            rates.append(rate_of(self.model.optimizer))
+
+    with pytest.warns(UserWarning) as caught:
+        trainee.fit(
+            *(X, Y),
+            batch_size=16,
+            epochs=4,
+            callbacks=[Replays(), callback, Notes()],
+            verbose=0,
+        )
+    told = [str(w.message) for w in caught if "LearnedLearningRate:" in str(w.message)]
+    assert len(told) == 1 and "has trained the model during the run" in told[0]
+    assert not [w for w in caught if "Something else sets" in str(w.message)]
+    assert callback.decisions["step"].tolist() == [0, 3, 6]
+    assert rates[7] > compiled_with
+    assert rates[8:] == [compiled_with] * 8
+
+
 @pytest.mark.parametrize("freq", ["epoch", 5])
 def test_model_checkpoint(tmp_path, freq):
     path = tmp_path / "model.keras"
