@@ -321,7 +321,9 @@ class LearnedLearningRate(keras.callbacks.Callback):
     def _check_optimizer(self) -> None:
         """Tells where no learning rate that is set can matter."""
         back = any(record.rolled_back is not None for record in self._records)
-        if self._step and not back and self._loop.updates == self._updates:
+        # All steps of a short epoch may be skipped until a loss scale fits.
+        skips = hasattr(self.model.optimizer, "inner_optimizer")
+        if self._step and not (back or skips) and self._loop.updates == self._updates:
             self._tell(
                 "no updates",
                 "The model's optimizer has made no update in this epoch, so that the "

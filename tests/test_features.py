@@ -29,6 +29,7 @@ HEALTHY = Statistics(
     training_loss_deviation=0.5,
     training_loss_highest=3.0,
     training_loss_earliest=2.5,
+    training_loss_latest=1.8,
     validation_loss=1.5,
     finite=1.0,
     weight_norm=4.0,

@@ -356,12 +356,22 @@ class TestValidationLoss:
         expected = trainee.evaluate(x[chosen], y[chosen], verbose=0)
         assert float(measure()) == pytest.approx(expected, rel=1e-4)
 
-    @pytest.mark.parametrize("kind", ["dataset", "generator", "infinite", "PyDataset"])
-    def test_takes_the_first_examples_of_other_sources(self, kind):
+    @pytest.mark.parametrize("kind", ["generator", "infinite"])
+    def test_takes_the_first_examples_where_the_end_is_unknown(self, kind):
         trainee, (x, y) = validation_case("regularizers")
         measure = ValidationLoss(trainee, source(kind, x, y), size=40)
         assert measure.size == 40
         expected = trainee.evaluate(x[:40], y[:40], verbose=0)
+        assert float(measure()) == pytest.approx(expected, rel=1e-4)
+
+    @pytest.mark.parametrize(("kind", "batch"), [("dataset", 32), ("PyDataset", 30)])
+    def test_takes_some_of_each_batch_where_it_is_known(self, kind, batch):
+        trainee, (x, y) = validation_case("regularizers")
+        measure = ValidationLoss(trainee, source(kind, x, y), size=30)
+        batches = np.split(np.arange(150), range(batch, 150, batch))
+        chosen = np.concatenate([b[np.arange(6) * len(b) // 6] for b in batches])
+        assert measure.size == len(chosen) == 30
+        expected = trainee.evaluate(x[chosen], y[chosen], verbose=0)
         assert float(measure()) == pytest.approx(expected, rel=1e-4)
 
     def test_takes_a_whole_dataset(self):

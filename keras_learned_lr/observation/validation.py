@@ -284,8 +284,8 @@ def _gather_batches(data: Any, size: int | None) -> tuple[list, Any]:
             wanted = min(count, due - taken)
             if not wanted:
                 continue
-            # Evenly spread within the batch too.
-            chosen = np.arange(wanted) * count // wanted
+            # Spread within the batch as over the batches.
+            chosen = np.arange(wanted) * (count if number else wanted) // wanted
             leaves = [leaf[chosen] for leaf in leaves]
         groups.setdefault(tuple(s[1:] for s in shapes), []).append(leaves)
         taken += len(leaves[0])
