@@ -30,6 +30,7 @@ from keras_learned_lr.learning.imitation import (
     read_choices,
     rows_of,
 )
+from keras_learned_lr.learning.meta_train import CHOICES, LOG, STATE, last_checkpoint
 
 SHARES = (0.03, 0.1, 0.2, 0.5, 0.8)
 FOLDS = 4
@@ -39,12 +40,13 @@ TOLD = 6400
 
 def collected(folder: Path) -> list[tuple[str, Choices]]:
     """Returns the batches in a run's last checkpoint, each with its template's name."""
-    found = folder.glob("checkpoint-[0-9]*")
-    last = max(found, key=lambda path: int(path.name.split("-")[1]))
-    lines = (folder / "log.jsonl").read_text().splitlines()
-    rounds = [json.loads(line)["templates"] for line in lines]
-    names = [name for each in rounds[: int(last.name.split("-")[1])] for name in each]
-    batches = read_choices(last / "choices.npz")
+    last = last_checkpoint(folder)
+    if last is None:
+        raise ValueError(f"No checkpoint yet in {folder}")
+    done = json.loads((last / STATE).read_text())["round"]
+    lines = (folder / LOG).read_text().splitlines()
+    names = [name for line in lines[:done] for name in json.loads(line)["templates"]]
+    batches = read_choices(last / CHOICES)
     return list(zip(names[-len(batches) :], batches, strict=True))
 
 
@@ -119,13 +121,11 @@ def main(
     learner = ControllerLearner(config.learner, RUNS_A_STEP)
     if start is not None:
         learner.begin_with(ControllerLearner.load(start))
-    taught = join(parts["taught"])
-    teach(learner, taught, steps, rate, decay, seed)
+    joined = {part: join(found) for part, found in parts.items() if found}
+    teach(learner, joined["taught"], steps, rate, decay, seed)
     row: dict[str, Any] = {"steps": steps, "rate": rate, "decay": decay, "seed": seed}
     row |= {"start": start and str(start), "hold_out": sorted(out)}
-    for part, choices in parts.items():
-        if choices:
-            row[part] = costs_by_share(learner, join(choices))
+    row |= {part: costs_by_share(learner, found) for part, found in joined.items()}
     print(json.dumps(row))
     if to is not None:
         learner.save(to)

@@ -124,7 +124,7 @@ class Rollback:
         self._copies: list[tf.Variable] = []
         with tf.device("CPU:0"):
             self._kept_step = tf.Variable(-1, dtype=tf.int64, trainable=False)
-        self._keep_function = tf.function(self._copy, autograph=False)
+        self._copy_function = tf.function(self._copy, autograph=False)
         # The copies are restored when they are put here.
         self._checkpoint = tf.train.Checkpoint(kept_step=self._kept_step)
 
@@ -157,7 +157,7 @@ class Rollback:
                 are worth less than those of before.
         """
         if self.make_copies(step > 0):
-            self._keep_function(tf.constant(step, tf.int64), horizon, setbacks)
+            self._copy_function(tf.constant(step, tf.int64), horizon, setbacks)
 
     def put_back(self) -> None:
         """Puts back the weights and the optimizer's variables that were kept."""

@@ -289,14 +289,10 @@ def rows_of(choices: Choices, chosen: np.ndarray) -> list[np.ndarray]:
 def read_choices(file: Path) -> list[Choices]:
     """Returns the batches that a run's checkpoint holds, the oldest first."""
     with np.load(file) as arrays:
-        numbers = {
-            int(name.split("_")[0])
-            for name in arrays.files
-            if not name.startswith(OPTIMIZER)
-        }
+        names = [name for name in arrays.files if not name.startswith(OPTIMIZER)]
         return [
             Choices(*(arrays[f"{index}_{name}"] for name in Choices._fields))
-            for index in sorted(numbers)
+            for index in range(len(names) // len(Choices._fields))
         ]
 
 

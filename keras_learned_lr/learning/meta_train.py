@@ -105,7 +105,7 @@ class MetaTraining:
         self._greedy = self.learner.greedy()
         self._greedy_act = greedy_act(self._greedy)
         self._exams: list[Any] | None = None
-        if (checkpoint := self._checkpoint()) is not None:
+        if (checkpoint := last_checkpoint(self.folder)) is not None:
             self._restore(checkpoint)
         elif start is not None:
             self.learner.begin_with(ControllerLearner.load(start))
@@ -284,14 +284,9 @@ class MetaTraining:
                 )
         replace_text(file, json.dumps(own, indent=1))
 
-    def _checkpoint(self) -> Path | None:
-        found = self.folder.glob("checkpoint-[0-9]*")
-        ordered = sorted(found, key=lambda path: int(path.name.split("-")[1]))
-        return ordered[-1] if ordered else None
-
     def _save(self) -> None:
         """Writes a checkpoint beside the last and renames it when it is whole."""
-        old = self._checkpoint()
+        old = last_checkpoint(self.folder)
         target = self.folder / f"checkpoint-{self.progress.round}"
         unfinished = self._write("checkpoint", dataclasses.asdict(self.progress))
         if self.progress.round < self.config.imitation_rounds:
@@ -377,3 +372,10 @@ class MetaTraining:
                 for name in ("ratio", "far_ratio", "lost"):
                     tf.summary.scalar(f"validation/{name}", marks[name])
         self._board.flush()
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Returns the latest checkpoint in the folder of a run, None before the first."""
+    found = folder.glob("checkpoint-[0-9]*")
+    ordered = sorted(found, key=lambda path: int(path.name.split("-")[1]))
+    return ordered[-1] if ordered else None

@@ -150,30 +150,26 @@ class Trainees:
         update = state.previous_update
         weights = (state.parameters, state.non_trainable, state.optimizer)
 
-        def back() -> Any:
-            old = (state.kept, tf.zeros_like(update))
+        def choose(mask: tf.Tensor, new: Any, old: Any) -> Any:
             return tf.nest.map_structure(
-                lambda old, new: _where(state.collapsed, old, new), old, stay()
+                lambda new, old: _where(mask, new, old), new, old
             )
+
+        def back() -> Any:
+            kept = (state.kept, tf.zeros_like(update))
+            return choose(state.collapsed, kept, stay())
 
         def stay() -> Any:
             return weights, update
 
         # Nothing is copied where nothing has collapsed, as in most windows.
         weights, update = tf.cond(tf.reduce_any(state.collapsed), back, stay)
-        sound = tf.equal(state.memory.setbacks, 0.0)
-
-        def keep() -> Any:
-            return tf.nest.map_structure(
-                lambda new, old: _where(sound, new, old), weights, state.kept
-            )
-
-        kept = tf.case(
-            [
-                (is_young(state.step, horizon), lambda: state.kept),
-                (tf.reduce_all(sound), lambda: weights),
-            ],
-            default=keep,
+        young = is_young(state.step, horizon)
+        sound = tf.equal(state.memory.setbacks, 0.0) & ~young
+        kept = tf.cond(
+            tf.reduce_all(sound),
+            lambda: weights,
+            lambda: choose(sound, weights, state.kept),
         )
         parameters, non_trainable, optimizer = weights
         return state._replace(

@@ -177,7 +177,7 @@ def residual_cnn(
     outputs: int,
     filters: int = 4,
     blocks: int = 1,
-    momentum: float = 0.99,
+    normalise: float = 0.99,
 ) -> keras.Model:
     """Returns residual blocks of 3×3 convolutions (He et al. 2016).
 
@@ -186,11 +186,11 @@ def residual_cnn(
         outputs: Units of the last layer.
         filters: Of every convolution.
         blocks: Of two convolutions each.
-        momentum: Of the moving averages of batch normalisation.
+        normalise: The momentum of the moving averages of batch normalisation.
     """
 
     def convolved(x: Any) -> Any:
-        x = layers.BatchNormalization(momentum=momentum)(x)
+        x = layers.BatchNormalization(momentum=normalise)(x)
         x = layers.Activation("relu")(x)
         return layers.Conv2D(filters, 3, padding="same", use_bias=False)(x)
 
@@ -199,7 +199,7 @@ def residual_cnn(
     x = layers.MaxPooling2D(2)(x)
     for _ in range(blocks):
         x = layers.Add()([x, convolved(convolved(x))])
-    x = layers.BatchNormalization(momentum=momentum)(x)
+    x = layers.BatchNormalization(momentum=normalise)(x)
     x = layers.Activation("relu")(x)
     x = layers.GlobalAveragePooling2D()(x)
     return keras.Model(inputs, layers.Dense(outputs)(x))
