@@ -78,13 +78,8 @@ def teach(
     decay: float,
     seed: int,
 ) -> None:
-    """Trains the actor: Adam, its rate down to a tenth and at the end to 0.
-
-    Weights decay apart from the gradients (Loshchilov & Hutter 2019, "Decoupled weight
-    decay regularization").
-    """
-    weights = learner.parts.actor.trainable_variables
-    adam = make_adam(rate, weights)
+    """Trains the actor: Adam, its rate down to a tenth and at the end to 0."""
+    adam = make_adam(rate, learner.parts.actor.trainable_variables, decay)
     step = build_step(learner, adam)
     rng = np.random.default_rng(seed)
     for index in range(steps):
@@ -92,10 +87,6 @@ def teach(
         adam.learning_rate.assign(now)
         chosen = rng.integers(0, len(choices.task), RUNS_A_STEP)
         step(*rows_of(choices, chosen))
-        if decay:
-            for weight in weights:
-                if weight.shape.rank > 1:
-                    weight.assign((1.0 - now * decay) * weight)
 
 
 def main(

@@ -1,17 +1,18 @@
 """Controllers in `fit`, on 23 tasks that are in no set: to choose by, not to score.
 
-    python benchmarks/fits.py default meta_training/default/checkpoint-150
+    python benchmarks/fits.py --seed 2 default meta_training/default/checkpoint-150
 
 Each controller, the name of one that ships or a folder (that of a learner's checkpoint
 too), starts from a hundredth, one and a hundred times a task's learning rate; its test
 loss is divided by that of the best of five cosine schedules with warm-up, half a decade
-apart, chosen on the validation data. Prints one JSON line a task; one seed. A learner
-is shown as many validation examples as it was trained with, any other as many as the
-callback shows by default.
+apart, chosen on the validation data. Prints one JSON line a task. A seed fixes initial
+weights and the order of the examples; the data stays. A learner is shown as many
+validation examples as it was trained with, any other as many as the callback shows by
+default.
 """
 
+import argparse
 import json
-import sys
 import warnings
 from pathlib import Path
 
@@ -30,10 +31,10 @@ STEPS_PER_EXECUTION = 5
 EPOCHS = 5
 
 
-def losses(task, rate, callbacks=()):
+def losses(task, rate, seed, callbacks=()):
     """Trains once; returns the validation loss and the test loss."""
     train, validation, test = task.data
-    keras.utils.set_random_seed(1)
+    keras.utils.set_random_seed(seed)
     model = task.build()
     model.compile(
         task.optimizer(rate),
@@ -41,9 +42,11 @@ def losses(task, rate, callbacks=()):
         steps_per_execution=STEPS_PER_EXECUTION,
         jit_compile=False,
     )
-    batches = tf.data.Dataset.from_tensor_slices(train).shuffle(len(train[0]), seed=1)
+    batches = tf.data.Dataset.from_tensor_slices(train).shuffle(
+        len(train[0]), seed=seed
+    )
     model.fit(
-        batches.repeat().batch(task.batch_size),
+        batches,
         steps_per_epoch=task.steps // EPOCHS,
         epochs=EPOCHS,
         verbose=0,
@@ -62,26 +65,30 @@ def as_controller(named):
     return ControllerLearner.load(named).greedy(), config["shown"]
 
 
-def main(names):
+def main(names, seed):
     """Compares the controllers of these names."""
     warnings.simplefilter("ignore")
     controllers = {name: as_controller(name) for name in names}
     for name, task in make_tasks().items():
         rates = task.rate * 10.0 ** np.linspace(-1, 1, 5)
         schedules = [cosine_schedule(rate, task.steps, 0.05) for rate in rates]
-        tried = [losses(task, schedule) for schedule in schedules]
+        tried = [losses(task, schedule, seed) for schedule in schedules]
         best = int(np.nanargmin([validation for validation, _ in tried]))
-        row = {"task": name, "rate": rates[best], "cosine": tried[best][1]}
+        row = {"task": name, "seed": seed, "rate": rates[best]}
+        row["cosine"] = tried[best][1]
         for controller, (found, shown) in controllers.items():
             row[controller] = []
             for multiple in (0.01, 1, 100):
                 callback = LearnedLearningRate(
                     found, validation_data=task.data[1], validation_size=shown
                 )
-                final = losses(task, multiple * task.rate, [callback])[1]
+                final = losses(task, multiple * task.rate, seed, [callback])[1]
                 row[controller].append(final / row["cosine"])
         print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("names", nargs="+")
+    parser.add_argument("--seed", type=int, default=1)
+    main(**vars(parser.parse_args()))

@@ -31,14 +31,22 @@ class AgentParts(NamedTuple):
     train_step: tf.Variable
 
 
-def make_adam(learning_rate: float, variables: list[Any]) -> Any:
+def make_adam(learning_rate: float, variables: list[Any], decay: float = 0.0) -> Any:
     """Returns the Adam of TF-Agents' Keras for these variables.
 
     Args:
         learning_rate: The first; may be assigned to.
         variables: What it trains.
+        decay: Share of weights, not of biases, that a step takes away, over the
+            learning rate (Loshchilov & Hutter 2019, "Decoupled weight decay
+            regularization").
     """
-    optimizer = tfa.tf_keras.optimizers.Adam(learning_rate, epsilon=1e-5)
+    optimizer = tfa.tf_keras.optimizers.Adam(
+        learning_rate, epsilon=1e-5, weight_decay=decay or None
+    )
+    if decay:
+        biases = [variable for variable in variables if variable.shape.rank < 2]
+        optimizer.exclude_from_weight_decay(biases)
     # Its slots must be there before a step is traced into a graph.
     optimizer.build(variables)
     return optimizer

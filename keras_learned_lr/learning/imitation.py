@@ -90,17 +90,20 @@ class Imitation:
         kept: Batches whose decisions are learned from, the latest ones.
         deviation: Standard deviation of the actions in the first round.
         resolution: See `search`.
+        decay: Of weights, see `make_adam`.
     """
 
     def __init__(
         self,
         learner: ControllerLearner,
+        *,
         rounds: int,
-        learning_rate: float = 1e-3,
-        steps: int = 120,
-        kept: int = 120,
-        deviation: float = 0.25,
-        resolution: float = 0.01,
+        learning_rate: float,
+        steps: int,
+        kept: int,
+        deviation: float,
+        resolution: float,
+        decay: float,
     ) -> None:
         self._learner = learner
         self._rounds = rounds
@@ -110,7 +113,7 @@ class Imitation:
         self._resolution = resolution
         self._kept: deque[Choices] = deque(maxlen=kept)
         actor = learner.parts.actor
-        self._optimizer = make_adam(learning_rate, actor.trainable_variables)
+        self._optimizer = make_adam(learning_rate, actor.trainable_variables, decay)
         self._train = build_step(learner, self._optimizer)
 
     def begin_round(self, index: int) -> None:

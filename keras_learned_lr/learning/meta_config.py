@@ -34,6 +34,7 @@ class MetaTrainConfig(Configurable):
         imitation_deviation: Standard deviation of the actions in the first of those
             rounds; it falls to 0.
         imitation_resolution: See `search`; what `LogImprovement` has is its own.
+        imitation_decay: Of weights in those rounds, see `make_adam`.
         averaged: Rounds after which the weights are noted; at the end of the run they
             become the mean of those.
         lift: Decades that every decision of the finished controller adds, and none of
@@ -70,6 +71,7 @@ class MetaTrainConfig(Configurable):
     imitation_batches: int = 120
     imitation_deviation: float = 0.25
     imitation_resolution: float = 0.01
+    imitation_decay: float = 0.0
     averaged: tuple[int, ...] = ()
     lift: float = 0.0
     training: tuple[str, ...] = ()
@@ -132,6 +134,11 @@ class MetaTrainConfig(Configurable):
                 raise ValueError(
                     f"`{name}` must be positive and finite. Received: {value!r}"
                 )
+        if not 0 <= self.imitation_decay < float("inf"):
+            raise ValueError(
+                "`imitation_decay` must be 0 or positive, and finite. Received: "
+                f"{self.imitation_decay!r}"
+            )
         if not self.shortest_horizon <= self.longest_horizon:
             raise ValueError(
                 "`longest_horizon` must not be below `shortest_horizon`. Received: "

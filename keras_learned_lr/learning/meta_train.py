@@ -95,12 +95,13 @@ class MetaTraining:
         self._act = tf.function(policy.action, autograph=False)
         self._imitation = Imitation(
             self.learner,
-            config.imitation_rounds,
-            config.imitation_learning_rate,
-            config.imitation_steps,
-            config.imitation_batches,
-            config.imitation_deviation,
-            config.imitation_resolution,
+            rounds=config.imitation_rounds,
+            learning_rate=config.imitation_learning_rate,
+            steps=config.imitation_steps,
+            kept=config.imitation_batches,
+            deviation=config.imitation_deviation,
+            resolution=config.imitation_resolution,
+            decay=config.imitation_decay,
         )
         self._greedy = self.learner.greedy()
         self._greedy_act = greedy_act(self._greedy)

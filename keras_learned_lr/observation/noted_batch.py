@@ -7,7 +7,11 @@ import keras
 import tensorflow as tf
 
 from keras_learned_lr.observation.layers import fixed_batch_size
-from keras_learned_lr.observation.tensors import as_float, replica_variable
+from keras_learned_lr.observation.tensors import (
+    as_float,
+    flat_leaves,
+    replica_variable,
+)
 
 # Output units looked at, evenly spread over a model's outputs.
 UNITS_KEPT = 256
@@ -36,13 +40,13 @@ class NotedBatch:
         weights: Sequence[keras.Variable] | None,
     ) -> None:
         self._model = model
-        varies = any(None in leaf.shape[1:] for leaf in _leaves(x))
+        varies = any(None in leaf.shape[1:] for leaf in flat_leaves(x))
         if varies and model.jit_compile:
             raise ValueError(
                 "XLA cannot keep examples whose shape varies from batch to batch. "
                 "Compile with `jit_compile=False` for these features."
             )
-        known = [leaf.shape[0] for leaf in _leaves(x)]
+        known = [leaf.shape[0] for leaf in flat_leaves(x)]
         smallest = min([size, *(batch for batch in known if batch is not None)])
         self._size = fixed_batch_size(model) or smallest
         self._x = _map(self._variable_like, x)
@@ -77,7 +81,7 @@ class NotedBatch:
         x = _map(lambda leaf: self._first(leaf.read_value()), self._x)
         numeric = [
             tf.reshape(as_float(leaf), [-1])
-            for leaf in _leaves(x)
+            for leaf in flat_leaves(x)
             if leaf.dtype.is_floating or leaf.dtype.is_integer
         ]
         measured = {}
@@ -136,11 +140,6 @@ class NotedBatch:
         units = tf.concat(flat, axis=1)
         stride = 1 + (tf.shape(units)[1] - 1) // UNITS_KEPT
         return units[:, ::stride]
-
-
-def _leaves(x: Any) -> list:
-    # An optional input may be None.
-    return [leaf for leaf in keras.tree.flatten(x) if leaf is not None]
 
 
 def _map(function: Callable, *structures: Any) -> Any:

@@ -36,3 +36,8 @@ def first_replica() -> bool:
 def as_float(value: Any) -> tf.Tensor:
     """Returns a tensor, a Keras or a TensorFlow variable as float32 tensor."""
     return tf.cast(keras.ops.convert_to_tensor(value), tf.float32)
+
+
+def flat_leaves(structure: Any) -> list:
+    """Returns the leaves of a structure; an optional input may be None and is none."""
+    return [leaf for leaf in keras.tree.flatten(structure) if leaf is not None]

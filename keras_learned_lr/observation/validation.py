@@ -13,6 +13,7 @@ from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 
 from keras_learned_lr.observation.averages import UnbiasedAverages
 from keras_learned_lr.observation.layers import fixed_batch_size, is_built
+from keras_learned_lr.observation.tensors import flat_leaves
 
 # As many examples as go through the model at once: bounds memory for big models.
 CHUNK = 64
@@ -211,10 +212,10 @@ def draw_subset(data: Any, size: int | None, seed: int = 0) -> Subset:
     """
     if isinstance(data, list):
         data = tuple(data)
-    if not _leaves(data):
+    if not flat_leaves(data):
         raise ValueError(f"{EMPTY} Received: {data!r}")
     if _is_arrays(data):
-        leaves = [_as_fit_does(leaf) for leaf in _leaves(data)]
+        leaves = [_as_fit_does(leaf) for leaf in flat_leaves(data)]
         counts = {len(leaf) for leaf in leaves}
         if len(counts) > 1:
             raise ValueError(
@@ -263,14 +264,14 @@ def _gather_batches(data: Any, size: int | None) -> tuple[list, Any]:
     batches = adapter.get_tf_dataset()
     number = None if _is_padded(batches.element_spec) else adapter.num_batches
     for index, batch in enumerate(_readable(batches, adapter)):
-        odd = [leaf for leaf in _leaves(batch) if isinstance(leaf, NOT_DENSE)]
+        odd = [leaf for leaf in flat_leaves(batch) if isinstance(leaf, NOT_DENSE)]
         if odd:
             raise ValueError(
                 "`validation_data` must be dense. Received: "
                 f"{sorted({type(leaf).__name__ for leaf in odd})}. Leave it out to "
                 "watch the training loss."
             )
-        leaves = [np.asarray(leaf) for leaf in _leaves(batch)]
+        leaves = [np.asarray(leaf) for leaf in flat_leaves(batch)]
         shapes = tuple(leaf.shape for leaf in leaves)
         if () in shapes or len({shape[0] for shape in shapes}) > 1:
             raise ValueError(
@@ -347,12 +348,9 @@ def _adapter(data: Any) -> DataAdapter:
 
 def _is_arrays(data: Any) -> bool:
     return isinstance(data, tuple) and all(
-        hasattr(leaf, "__array__") and hasattr(leaf, "shape") for leaf in _leaves(data)
+        hasattr(leaf, "__array__") and hasattr(leaf, "shape")
+        for leaf in flat_leaves(data)
     )
-
-
-def _leaves(data: Any) -> list:
-    return [leaf for leaf in keras.tree.flatten(data) if leaf is not None]
 
 
 def _structure(data: Any) -> Any:

@@ -114,9 +114,22 @@ def kinds_of_tasks(decisions, tells):
     )
 
 
+def imitate(learner, steps, kept=1, decay=0.0):
+    return Imitation(
+        learner,
+        rounds=2,
+        learning_rate=1e-2,
+        steps=steps,
+        kept=kept,
+        deviation=0.25,
+        resolution=0.01,
+        decay=decay,
+    )
+
+
 def taught(config, choices, steps):
     learner = ControllerLearner(config)
-    imitation = Imitation(learner, rounds=2, learning_rate=1e-2, steps=steps, kept=1)
+    imitation = imitate(learner, steps)
     imitation._kept.append(choices)
     # An action of at most 2 decades reaches nearly every goal from these levels.
     imitation.learn(np.random.default_rng(1))
@@ -171,18 +184,37 @@ def test_runs_of_different_lengths_are_learned_from_together():
     learner = ControllerLearner(
         LearnerConfig(observation=("log_level", "progress"), hidden=(16,))
     )
-    imitation = Imitation(learner, rounds=1, steps=20, kept=2)
+    imitation = imitate(learner, steps=20, kept=2)
     imitation._kept.append(kinds_of_tasks(decisions=1, tells=[0]))
     imitation._kept.append(kinds_of_tasks(decisions=3, tells=[0, 1, 2]))
     assert np.isfinite(imitation.learn(np.random.default_rng(0)))
     assert all(np.isfinite(v.numpy()).all() for v in learner.parts.actor.variables)
 
 
+def test_weights_decay_and_biases_do_not():
+    learner = ControllerLearner(
+        LearnerConfig(observation=("log_level", "progress"), hidden=(16,))
+    )
+    imitation = imitate(learner, steps=3, decay=2.0)
+    choices = kinds_of_tasks(decisions=1, tells=[0])
+    # Nothing to choose between, and so no gradients.
+    imitation._kept.append(choices._replace(costs=np.zeros_like(choices.costs)))
+    variables = learner.parts.actor.trainable_variables
+    for variable in variables:
+        variable.assign_add(tf.ones_like(variable))
+    before = [variable.numpy() for variable in variables]
+    imitation.learn(np.random.default_rng(0))
+    assert {variable.shape.rank for variable in variables} == {1, 2}
+    for variable, was in zip(variables, before, strict=True):
+        left = (1.0 - 1e-2 * 2.0) ** 3 if was.ndim > 1 else 1.0
+        np.testing.assert_allclose(variable.numpy(), left * was, rtol=1e-5)
+
+
 def test_runs_that_diverge_are_learned_from_once_they_are_back():
     config = dataclasses.replace(TINY, training=("sums_sgd",), decades=9.0, tasks=1)
     learner = ControllerLearner(config.learner, config.group)
     environment = make_environment(config)
-    imitation = Imitation(learner, rounds=1, steps=1, kept=1)
+    imitation = imitate(learner, steps=1)
     act = tf.function(learner.collect_policy.action, autograph=False)
     finals, steps = imitation.collect(environment, act, np.random.default_rng(0))
     (choices,) = imitation._kept
@@ -195,9 +227,10 @@ def test_runs_that_diverge_are_learned_from_once_they_are_back():
     assert steps == 2 * choices.progress[0, 0, 1] * config.group
 
 
-def test_a_number_of_rounds_is_not_negative():
-    with pytest.raises(ValueError, match="imitation_rounds.*-1"):
-        dataclasses.replace(TINY, imitation_rounds=-1)
+@pytest.mark.parametrize("name", ["imitation_rounds", "imitation_decay"])
+def test_a_number_of_rounds_and_a_decay_are_not_negative(name):
+    with pytest.raises(ValueError, match=f"{name}.*-1"):
+        dataclasses.replace(TINY, **{name: -1})
     with pytest.raises(ValueError, match="imitation_deviation.*0.0"):
         dataclasses.replace(TINY, imitation_deviation=0.0)
     with pytest.raises(ValueError, match="imitation_resolution.*0.0"):
