@@ -5,10 +5,11 @@
     python benchmarks/choices.py runs/a runs/b --steps 1800 --to runs/taught
 
 Takes the choices in the last checkpoints of runs that still imitate. `--hold-out`
-leaves out a fourth of the task families, 0 to 3, and asks what is chosen there. Prints
-one JSON line: mean costs (log loss over the lowest found) by share of the run, of the
-families taught and of those left out. `--start`, `--rate` and `--decay` say how it is
-taught.
+leaves out a fourth of the task families, 0 to 3, and asks what is chosen there; with
+`--share` only some of the others are taught, and with `--half` every second batch of
+those left out is. Prints one JSON line: mean costs (log loss over the lowest found) by
+share of the run, of the families taught and of those left out. `--start`, `--rate` and
+`--decay` say how it is taught.
 """
 
 import json
@@ -92,6 +93,8 @@ def teach(
 def main(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
     hold_out: Annotated[int, typer.Option(help="0 to 3; -1 for none.")] = -1,
+    share: Annotated[float, typer.Option(help="Of the other families.")] = 1.0,
+    half: Annotated[bool, typer.Option(help="Teach half of what is left out.")] = False,
     steps: int = 1600,
     rate: float = 2e-3,
     decay: float = 0.0,
@@ -104,11 +107,16 @@ def main(
     families = {t.name: t.family for t in config.templates("training")}
     order = np.random.default_rng(5).permutation(sorted(set(families.values())))
     out = set(order[hold_out::FOLDS]) if hold_out >= 0 else set()
+    others = [name for name in order if name not in out]
+    drawn = np.random.default_rng(seed).permutation(others)
+    known = set(drawn[: round(share * len(others))])
     batches = [pair for run in runs for pair in collected(run)]
+    left_out = [c for name, c in batches if families[name] in out]
     parts = {
-        "taught": [c for name, c in batches if families[name] not in out],
-        "left_out": [c for name, c in batches if families[name] in out],
+        "taught": [c for name, c in batches if families[name] in known],
+        "left_out": left_out[1::2] if half else left_out,
     }
+    parts["taught"] += left_out[::2] if half else []
     learner = ControllerLearner(config.learner, RUNS_A_STEP)
     if start is not None:
         learner.begin_with(ControllerLearner.load(start))
@@ -116,6 +124,7 @@ def main(
     teach(learner, joined["taught"], steps, rate, decay, seed)
     row: dict[str, Any] = {"steps": steps, "rate": rate, "decay": decay, "seed": seed}
     row |= {"start": start and str(start), "hold_out": sorted(out)}
+    row |= {"families": sorted(known), "half": half}
     row |= {part: costs_by_share(learner, found) for part, found in joined.items()}
     print(json.dumps(row))
     if to is not None:
