@@ -18,7 +18,7 @@ from helpers import (
 
 from keras_learned_lr.observation.probe import Probe
 from keras_learned_lr.observation.statistics import Statistics
-from keras_learned_lr.observation.validation import ValidationLoss
+from keras_learned_lr.observation.validation import ValidationLoss, draw_subset
 from keras_learned_lr.observation.window_losses import LOSSES_KEPT
 
 ALL = frozenset(
@@ -39,7 +39,9 @@ class Watcher(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         validation = None
         if self.validation_data is not None:
-            validation = ValidationLoss(self.model, self.validation_data, None)
+            validation = ValidationLoss(
+                self.model, draw_subset(self.validation_data, None)
+            )
         self.probe = Probe(self.model, self.needs, validation, **self.options)
         self.measure = tf.function(self.probe.measure, autograph=False)
         self.probe.install()
@@ -317,7 +319,7 @@ class TestValidationLoss:
     def test_is_what_evaluate_says_and_leaves_no_trace(self, name):
         trainee, given = validation_case(name)
         fit(trainee, [], *given[:2], epochs=1)
-        measure = ValidationLoss(trainee, given, size=None)
+        measure = ValidationLoss(trainee, draw_subset(given, size=None))
         names = dict(x=given[0], y=given[1])
         if len(given) == 3:
             names["sample_weight"] = given[2]
@@ -334,13 +336,17 @@ class TestValidationLoss:
     def test_is_the_mean_of_few_examples_and_of_many(self, count):
         trainee, _ = validation_case("regularizers")
         given = data(count, seed=5)
-        measure = tf.function(ValidationLoss(trainee, given, None), autograph=False)
+        measure = tf.function(
+            ValidationLoss(trainee, draw_subset(given, None)), autograph=False
+        )
         expected = trainee.evaluate(*given, verbose=0)
         assert float(measure()) == pytest.approx(expected, rel=1e-4)
 
     def test_follows_the_weights(self):
         trainee, given = validation_case("regularizers")
-        measure = tf.function(ValidationLoss(trainee, given, None), autograph=False)
+        measure = tf.function(
+            ValidationLoss(trainee, draw_subset(given, None)), autograph=False
+        )
         first = float(measure())
         fit(trainee, [], *given, epochs=1)
         expected = trainee.evaluate(*given, verbose=0)
@@ -350,7 +356,7 @@ class TestValidationLoss:
     def test_is_on_a_fixed_draw(self):
         trainee, (x, y) = validation_case("regularizers")
         y = y + 0
-        measure = ValidationLoss(trainee, (x, y), size=20, seed=5)
+        measure = ValidationLoss(trainee, draw_subset((x, y), size=20, seed=5))
         assert measure.size == 20
         chosen = np.sort(np.random.default_rng(5).permutation(150)[:20])
         expected = trainee.evaluate(x[chosen], y[chosen], verbose=0)
@@ -359,7 +365,7 @@ class TestValidationLoss:
     @pytest.mark.parametrize("kind", ["generator", "infinite"])
     def test_takes_the_first_examples_where_the_end_is_unknown(self, kind):
         trainee, (x, y) = validation_case("regularizers")
-        measure = ValidationLoss(trainee, source(kind, x, y), size=40)
+        measure = ValidationLoss(trainee, draw_subset(source(kind, x, y), size=40))
         assert measure.size == 40
         expected = trainee.evaluate(x[:40], y[:40], verbose=0)
         assert float(measure()) == pytest.approx(expected, rel=1e-4)
@@ -367,7 +373,7 @@ class TestValidationLoss:
     @pytest.mark.parametrize(("kind", "batch"), [("dataset", 32), ("PyDataset", 30)])
     def test_takes_some_of_each_batch_where_it_is_known(self, kind, batch):
         trainee, (x, y) = validation_case("regularizers")
-        measure = ValidationLoss(trainee, source(kind, x, y), size=30)
+        measure = ValidationLoss(trainee, draw_subset(source(kind, x, y), size=30))
         batches = np.split(np.arange(150), range(batch, 150, batch))
         chosen = np.concatenate([b[np.arange(6) * len(b) // 6] for b in batches])
         assert measure.size == len(chosen) == 30
@@ -376,13 +382,15 @@ class TestValidationLoss:
 
     def test_takes_a_whole_dataset(self):
         trainee, (x, y) = validation_case("regularizers")
-        measure = ValidationLoss(trainee, source("dataset", x, y), size=None)
+        measure = ValidationLoss(
+            trainee, draw_subset(source("dataset", x, y), size=None)
+        )
         assert measure.size == 150
 
     def test_of_sequences_of_several_lengths(self):
         """Padded per batch, as text usually is."""
         trainee = compiled(sequence_model(), loss=sparse())
-        measure = ValidationLoss(trainee, bucketed(), size=None)
+        measure = ValidationLoss(trainee, draw_subset(bucketed(), size=None))
         expected = trainee.evaluate(bucketed(), verbose=0)
         assert float(measure()) == pytest.approx(expected, rel=1e-4)
 

@@ -22,7 +22,7 @@ from keras_learned_lr.control.saved_model import load_controller
 from keras_learned_lr.control_loop import ControlLoop
 from keras_learned_lr.observation.spec import observe
 from keras_learned_lr.observation.statistics import Statistics
-from keras_learned_lr.observation.validation import ValidationLoss
+from keras_learned_lr.observation.validation import ValidationLoss, draw_subset
 
 WARM_UP = 3
 
@@ -52,7 +52,8 @@ def time_decision(
     model = workload.compiled(jit_compile)
     controller = load_controller("default")
     spec = controller.observation_spec
-    measure_validation = ValidationLoss(model, workload.validation(), validation_size)
+    subset = draw_subset(workload.validation(), validation_size)
+    measure_validation = ValidationLoss(model, subset)
     form = controller.action_form
     loop = ControlLoop(
         model, controller, form, measure_validation, probe_size=PROBE_SIZE
@@ -228,7 +229,8 @@ def count_memory(
     """
     model = workload.compiled(jit_compile=False)
     controller = controller or load_controller("default")
-    measure_validation = ValidationLoss(model, workload.validation(), VALIDATION_SIZE)
+    subset = draw_subset(workload.validation(), VALIDATION_SIZE)
+    measure_validation = ValidationLoss(model, subset)
     form = controller.action_form
     loop = ControlLoop(
         model, controller, form, measure_validation, probe_size=PROBE_SIZE

@@ -31,7 +31,7 @@ from keras_learned_lr.control.saved_model import SavedModelController, load_cont
 from keras_learned_lr.control.versions import MODEL_NAME
 from keras_learned_lr.control_loop import ControlLoop
 from keras_learned_lr.observation.spec import ObservationSpec
-from keras_learned_lr.observation.validation import ValidationLoss
+from keras_learned_lr.observation.validation import ValidationLoss, draw_subset
 from keras_learned_lr.rehearsal import made_up_trainee, rehearse
 
 DECISIONS = 500
@@ -191,7 +191,7 @@ def _one_by_one(
 def _running_loop(controller: Controller) -> Iterator[ControlLoop]:
     """A trainee after a few steps, so that every measurement is taken."""
     model, (x, y) = made_up_trainee()
-    validation = ValidationLoss(model, (x[-128:], y[-128:]), None, 0)
+    validation = ValidationLoss(model, draw_subset((x[-128:], y[-128:]), None))
     loop = ControlLoop(model, controller, controller.action_form, validation)
     loop.start(horizon=10_000)
     for _ in range(3):

@@ -23,6 +23,29 @@ NOT_DENSE = (tf.SparseTensor, tf.RaggedTensor)
 EMPTY = "`validation_data` is empty. Pass at least one example."
 
 
+class Subset(NamedTuple):
+    """Examples without their structure, and the structure: 0 a leaf, None for None.
+
+    Sequences that are padded batch by batch differ in shape: one group for each shape.
+
+    Attributes:
+        groups: For each shape the leaves, tensors of `[examples, ...]`.
+        structure: What the leaves are packed as.
+    """
+
+    groups: list[list[tf.Tensor]]
+    structure: Any
+
+    def unflatten(self, leaves: list) -> Any:
+        """Returns a chunk of a group's leaves in the structure of the data."""
+        rest = iter(leaves)
+        filled = [
+            None if mark is None else next(rest)
+            for mark in keras.tree.flatten(self.structure)
+        ]
+        return keras.tree.pack_sequence_as(self.structure, filled)
+
+
 class ValidationLoss:
     """Loss of a model on a fixed subset of validation data.
 
@@ -33,21 +56,14 @@ class ValidationLoss:
 
     Args:
         model: The compiled and built model.
-        data: Whatever `fit` takes as `validation_data`: `(x, y)` or
-            `(x, y, sample_weight)` of arrays, a `tf.data.Dataset`, a `PyDataset` or a
-            generator; or what `draw_subset` took from it.
-        size: Examples in the subset; None takes all.
-        seed: Seeds the draw from arrays; see `draw_subset` for other sources.
+        subset: What `draw_subset` took from the validation data.
 
     Raises:
-        ValueError: If the data is empty, or the model cannot compute a loss on it.
+        ValueError: If the model cannot compute a loss on it.
     """
 
-    def __init__(
-        self, model: keras.Model, data: Any, size: int | None = 256, seed: int = 0
-    ) -> None:
+    def __init__(self, model: keras.Model, subset: Subset) -> None:
         self._model = model
-        subset = data if isinstance(data, Subset) else draw_subset(data, size, seed)
         fixed = fixed_batch_size(model)
         self._chunk = fixed or CHUNK
         self._groups = subset.groups
@@ -171,31 +187,8 @@ class ValidationLoss:
             ) from error
 
 
-class Subset(NamedTuple):
-    """Examples without their structure, and the structure: 0 a leaf, None for None.
-
-    Sequences that are padded batch by batch differ in shape: one group for each shape.
-
-    Attributes:
-        groups: For each shape the leaves, tensors of `[examples, ...]`.
-        structure: What the leaves are packed as.
-    """
-
-    groups: list[list[tf.Tensor]]
-    structure: Any
-
-    def unflatten(self, leaves: list) -> Any:
-        """Returns a chunk of a group's leaves in the structure of the data."""
-        rest = iter(leaves)
-        filled = [
-            None if mark is None else next(rest)
-            for mark in keras.tree.flatten(self.structure)
-        ]
-        return keras.tree.pack_sequence_as(self.structure, filled)
-
-
 def draw_subset(data: Any, size: int | None, seed: int = 0) -> Subset:
-    """Takes the examples that are looked at; see `ValidationLoss`.
+    """Takes the examples that `ValidationLoss` looks at.
 
     Of arrays they are drawn. Of batches of a known number and one shape they are spread
     evenly over all, which are read once: files are often sorted by class. Of any other
@@ -203,9 +196,11 @@ def draw_subset(data: Any, size: int | None, seed: int = 0) -> Subset:
     them on several models keeps what this returns.
 
     Args:
-        data: The validation data.
-        size: How many, at most; None takes all.
-        seed: Seeds the draw.
+        data: Whatever `fit` takes as `validation_data`: `(x, y)` or
+            `(x, y, sample_weight)` of arrays, a `tf.data.Dataset`, a `PyDataset` or a
+            generator.
+        size: How many examples, at most; None takes all.
+        seed: Seeds the draw from arrays.
 
     Raises:
         ValueError: If there are none, or the data is not what `fit` takes.
