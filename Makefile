@@ -39,7 +39,7 @@ demo: $(DEMO_STAMP) ## Install what the demo needs and run it.
 	$(BIN)/keras-learned-lr demo
 
 controller: $(DEMO_STAMP) ## Train a controller by the recipe of the one that ships, or go on: 20 to 40 minutes.
-	$(BIN)/keras-learned-lr train default --to runs/default --resume
+	$(BIN)/keras-learned-lr train default --to runs/default $(if $(wildcard runs/default/config.json),--resume)
 
 test: lint ## Lint, check types and run the tests, except the slow ones.
 	$(PYTEST)

@@ -58,8 +58,7 @@ def costs_by_share(learner: ControllerLearner, choices: Choices) -> dict[str, fl
     chosen = np.random.default_rng(0).permutation(len(choices.task))[:count]
     found = []
     for part in np.array_split(chosen, -(-count // 512)):
-        observation, level, default, progress, _, costs = rows_of(choices, part)
-        found.append(costs_of(observation, level, default, progress, costs))
+        found.append(costs_of(rows_of(choices, part)))
     costs, counts = np.concatenate(found), choices.counts[chosen]
     progress = choices.progress[chosen]
     share = progress[..., 0] / progress[..., 1]
@@ -87,7 +86,7 @@ def teach(
         now = rate * 0.1 ** (index / steps) * min(1.0, 10 * (1 - index / steps))
         adam.learning_rate.assign(now)
         chosen = rng.integers(0, len(choices.task), RUNS_A_STEP)
-        step(*rows_of(choices, chosen))
+        step(rows_of(choices, chosen))
 
 
 def main(

@@ -46,7 +46,7 @@ def losses(task, rate, seed, callbacks=()):
         len(train[0]), seed=seed
     )
     model.fit(
-        batches,
+        batches.repeat().batch(task.batch_size),
         steps_per_epoch=task.steps // EPOCHS,
         epochs=EPOCHS,
         verbose=0,

@@ -1,5 +1,6 @@
 """LearnedLearningRate: when to decide inside `model.fit`, and nothing about how."""
 
+import copy
 import dataclasses
 import math
 import warnings
@@ -156,6 +157,16 @@ class LearnedLearningRate(keras.callbacks.Callback):
         self._running = False
         self._told: list[str] = []
 
+    def __getstate__(self) -> dict[str, Any]:
+        state = {k: v for k, v in self.__dict__.items() if k != "_loop"}
+        own = {"_records": [*self._records], "_rewards": [*self._rewards]}
+        ended = {"_loop_key": (), "_running": False, "_model": None, "_told": []}
+        return {**state, **own, **ended}
+
+    def __deepcopy__(self, memo: dict) -> "LearnedLearningRate":
+        # As tuners do for each trial: settings of its own, and the data shared.
+        return copy.copy(self)
+
     @property
     def decisions(self) -> dict[str, Any]:
         """The decisions of the last run, as arrays with one entry a decision.
@@ -197,11 +208,17 @@ class LearnedLearningRate(keras.callbacks.Callback):
         if isinstance(self.controller, RemoteController):
             self.controller.connect()
         form = self._form()
+        if not self.params:
+            raise ValueError(
+                "The callback was not told how long the run is. Pass `fit` a list of "
+                "callbacks, or give the `CallbackList` its `epochs` and `steps`."
+            )
         self._steps = self.params.get("steps")
         if self._validation_data is None:
             warnings.warn(
                 "LearnedLearningRate has no `validation_data`: the controller watches "
-                "the training loss in its place.",
+                "the training loss in its place. What `fit` has it does not see: pass "
+                "`LearnedLearningRate(validation_data=...)`.",
                 stacklevel=2,
             )
         self._prepare_loop(form)
@@ -391,9 +408,10 @@ class LearnedLearningRate(keras.callbacks.Callback):
             self._broken = True
             self._tell(
                 "another step",
-                "Something else has trained the model during the run, as a callback "
-                "that calls `train_on_batch`. No more decisions are made in it, and "
-                "the learning rate is what the optimizer was compiled with.",
+                "The model's training step was made anew during the run, as by a "
+                "callback that calls `compile`, `train_on_batch` or "
+                "`make_train_function`. No more decisions are made in it, and the "
+                "learning rate is what the optimizer was compiled with.",
             )
 
     def _decide(self) -> None:
@@ -404,8 +422,11 @@ class LearnedLearningRate(keras.callbacks.Callback):
         horizon = self._horizon()
         due = self._loop.next_decision(self._step, horizon)
         # Accumulated gradients are applied every so many steps; a decision falls there.
-        accumulated = self._loop.steps_per_update
-        self._due = -(-due // accumulated) * accumulated
+        if (accumulated := self._loop.steps_per_update) > 1:
+            # The optimizer has counted those of earlier runs, too.
+            before = (self._loop.updates - self._step) % accumulated
+            due = -(-(due + before) // accumulated) * accumulated - before
+        self._due = due
         self._loop.set_horizon(horizon)
         try:
             record = self._loop.decide()
@@ -422,6 +443,12 @@ class LearnedLearningRate(keras.callbacks.Callback):
                 "decision", f"A decision failed: {error} No more are made in this run."
             )
             return
+        if not self._step and self._loop.validates and not math.isfinite(record.loss):
+            self._tell(
+                "no validation loss",
+                "The loss on `validation_data` is not finite before step 1. While it "
+                "stays so, the learning rate stays too, and weights do not go back.",
+            )
         for kind, message in record.remarks():
             self._tell(kind, message)
         self._tell_if_contested(record.contested)

@@ -88,6 +88,7 @@ class ControlLoop:
         if isinstance(controller, LearningController):
             # Its reward is the validation loss, whether it looks at it or not.
             needs |= {"validation"}
+        self._needs = needs
         self._probe = Probe(
             model,
             needs,
@@ -97,7 +98,6 @@ class ControlLoop:
             before_step=self._follow_plan if self._plan.moves else None,
             when_stale=self._take_back,
         )
-        self._validates = validation_loss is not None and "validation" in needs
         self._validation_loss = validation_loss
         self._rollback = Rollback(model) if rollback else None
         self._device = _device_of(model)
@@ -114,6 +114,11 @@ class ControlLoop:
         return self._probe
 
     @property
+    def validates(self) -> bool:
+        """Whether the losses that it looks at are of validation data."""
+        return self._validation_loss is not None and "validation" in self._needs
+
+    @property
     def steps_per_update(self) -> int:
         """Training steps whose gradients are accumulated for one update."""
         return self._optimizer.steps_per_update
@@ -125,8 +130,11 @@ class ControlLoop:
 
     @property
     def updates(self) -> int:
-        """How many updates the model's optimizer has made, in all runs together."""
-        return int(keras.ops.convert_to_numpy(self._model.optimizer.iterations))
+        """Training steps that the model's optimizer has counted, in all runs together.
+
+        Those whose gradients are accumulated count too.
+        """
+        return int(keras.ops.convert_to_numpy(self._model.optimizer._iterations))
 
     @property
     def defaults(self) -> list[float]:
@@ -289,17 +297,31 @@ class ControlLoop:
         if self._rollback is None:
             return record
         # Where a validation loss is not even finite before step 1, it tells nothing.
-        known = math.isfinite(record.loss) or not self._validates
+        known = math.isfinite(record.loss) or not self.validates
         if record.finite and not known:
             return record
         if record.rolled_back is not None:
             self._rollback.put_back()
             self._optimizer.assign(self._learning_rate)
             self._probe.note_weights()
+            self._remember_kept()
         elif record.finite:
             setbacks = self._memory.read().setbacks
             self._rollback.keep(record.step, self._horizon.read_value(), setbacks)
         return record
+
+    def _remember_kept(self) -> None:
+        """Measures what the weights that are back are worth now.
+
+        A loss that is another by now (a term whose weight grows, a target that moves)
+        is as high with them, and no reason to go back to them again.
+        """
+        if not self.validates:
+            return
+        assert self._validation_loss is not None
+        loss, memory = self._validation_loss(), self._memory.read()
+        loss = tf.where(tf.math.is_finite(loss), loss, memory.kept_validation_loss)
+        self._memory.assign(memory._replace(kept_validation_loss=loss))
 
     def _checkpoint(self) -> tf.train.Checkpoint:
         # Anew each time: a model that its first batch builds gets its seeds late.
@@ -357,7 +379,7 @@ class ControlLoop:
             return tf.constant(-1.0), memory
         # Of before this decision: where nothing is kept yet, -1 as well.
         kept = tf.cast(self._rollback.kept_step, tf.float32)
-        if self._validates:
+        if self.validates:
             lags = bool(moving_statistics(self._model))
             collapsed, memory = has_collapsed(statistics, memory, lags)
         else:

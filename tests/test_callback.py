@@ -1,7 +1,9 @@
 """LearnedLearningRate in `fit`: when it decides, and that it leaves no trace."""
 
+import copy
 import gc
 import json
+import pickle
 import warnings
 import weakref
 
@@ -640,3 +642,59 @@ def test_a_learner_that_fails_does_not_end_the_run(fails_at_end):
     # Where it failed on the way it is told that the run broke off.
     assert (learner.ended[0] is None) is not fails_at_end
     assert "train_step" not in trainee.__dict__
+
+
+@pytest.mark.parametrize("fitted", [False, True])
+@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+def test_a_copy_has_the_settings_and_none_of_the_runs(how, fitted):
+    """As tuners make one for each trial."""
+    original = LearnedLearningRate(validation_data=data(32, seed=1), update_freq=4)
+    if fitted:
+        fit(model("adam"), [original])
+    copied = (
+        copy.deepcopy(original)
+        if how == "deepcopy"
+        else pickle.loads(pickle.dumps(original))
+    )
+    assert len(copied.decisions["step"]) == 3 * fitted
+    trainee, twin = model("adam"), model("adam")
+    fit(trainee, [copied])
+    assert learning_rate(trainee) == pytest.approx(0.001)
+    fit(twin, [LearnedLearningRate(validation_data=data(32, seed=1), update_freq=4)])
+    for one, other in zip(trainee.get_weights(), twin.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+    assert len(original.decisions["step"]) == 3 * fitted
+
+
+def test_may_be_made_inside_the_scope_of_a_strategy():
+    with tf.distribute.OneDeviceStrategy("CPU:0").scope():
+        assert LearnedLearningRate().controller.observation_spec.names
+
+
+class MadeAnew(keras.callbacks.Callback):
+    """Compiles with the same optimizer in mid-run, as callbacks that unfreeze do."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 1:
+            self.model.compile(self.model.optimizer, "sparse_categorical_crossentropy")
+            self.model.make_train_function(force=True)
+
+
+def test_a_training_step_that_is_made_anew_gets_its_own_learning_rate():
+    class Reads(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            rates.append(learning_rate(self.model))
+
+    rates, trainee = [], model("adam")
+    learned = rate(GraphController(1.0, form=every(4)))
+    with pytest.warns(UserWarning, match="step was made anew"):
+        fit(trainee, [learned, MadeAnew(), Reads()], epochs=3)
+    assert rates[0] > 0.0011
+    assert rates[1:] == pytest.approx([0.001, 0.001])
+
+
+def test_a_list_that_knows_no_epochs_is_refused():
+    trainee = model()
+    own = keras.callbacks.CallbackList([rate()], model=trainee)
+    with pytest.raises(ValueError, match="a list of callbacks"):
+        trainee.fit(*data(), callbacks=own, verbose=0)

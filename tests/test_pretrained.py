@@ -55,6 +55,33 @@ def _glorot(seed):
     return keras.initializers.GlorotUniform(seed)
 
 
+def test_a_model_that_has_learned_is_not_lost():
+    """Its loss is near its floor: whatever is too high there ruins it."""
+    train, validation, test = data()
+    keras.utils.set_random_seed(2)
+    dense = [keras.layers.Dense(40, "relu"), keras.layers.Dense(40, "relu")]
+    last = keras.layers.Dense(5, "softmax")
+    model = keras.Sequential([keras.Input((10,)), *dense, last])
+    model.compile(
+        keras.optimizers.Adam(3e-3),
+        "sparse_categorical_crossentropy",
+        jit_compile=False,
+    )
+    model.fit(*train, epochs=20, verbose=0)
+    before = model.evaluate(*test, verbose=0)
+    weights = model.get_weights()
+    for guess in (1e-3, 1e-2):
+        model.set_weights(weights)
+        model.compile(
+            keras.optimizers.Adam(guess),
+            "sparse_categorical_crossentropy",
+            jit_compile=False,
+        )
+        rate = LearnedLearningRate(validation_data=validation)
+        model.fit(*train, epochs=10, verbose=0, callbacks=[rate])
+        assert model.evaluate(*test, verbose=0) < 1.25 * before
+
+
 def test_a_guess_a_thousand_times_off_hardly_matters():
     """One line in a script, as a user would write it."""
     good = final_loss(1e-2)

@@ -183,6 +183,69 @@ def test_where_averages_lag_the_training_loss_has_to_rise_too(
     assert judged(memory, np.nan, training, step, lags=True)[0]
 
 
+@pytest.mark.parametrize(("kept", "again"), [(1.1, True), (1.3, False)])
+def test_after_three_times_only_what_is_better_comes_back(kept, again):
+    memory = initial_memory()._replace(
+        first_validation_loss=tf.constant(2.0),
+        best_validation_loss=tf.constant(1.0),
+        validation_seen=tf.constant(1.0),
+        kept_validation_loss=tf.constant(kept),
+        setbacks=tf.constant(3.0),
+    )
+    assert judged(memory, 1.5)[0] == again
+    assert judged(memory._replace(setbacks=tf.constant(2.0)), 1.5)[0]
+    # What a run goes back to is of its last sound decision.
+    for loss, step, remembered in ((1.2, 50, 1.2), (1.5, 50, kept), (1.2, 1, kept)):
+        after = judged(memory, loss, step=step)[1]
+        assert float(after.kept_validation_loss) == pytest.approx(remembered)
+
+
+def test_a_weight_that_is_not_finite_takes_the_weights_back():
+    """A ReLU hides it: every loss is finite."""
+
+    class Hidden(keras.callbacks.Callback):
+        taken = 0
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.taken += 1
+            if self.taken == 4:
+                kernel = self.model.layers[0].kernel
+                kernel.assign(float("nan") * kernel)
+
+    trainee = model(batch_norm=True)
+    callback = rate(GraphController(0.1, form=every(3)))
+    with pytest.warns(UserWarning, match="weights and the optimizer's"):
+        fit(trainee, [Hidden(), callback], epochs=3)
+    assert np.isfinite(callback.decisions["loss"]).all()
+    assert callback.decisions["rolled_back"].tolist() == [-1, -1, 3, -1, -1, -1]
+    assert is_finite(trainee)
+
+
+def test_one_example_that_is_repeated_is_no_model_that_died():
+    """The last batch of an epoch may be of one."""
+    x, y = data(65)
+    callback = rate(GraphController(0.0, form=every(3)))
+    fit(model("adam"), [callback], x, y, batch_size=32, epochs=8)
+    seen = callback.decisions["observation"]["log_output_change"]
+    assert np.isfinite(seen).all() and len(seen) == 8
+    assert (callback.decisions["rolled_back"] == -1).all()
+
+
+def test_a_loss_that_begins_at_nothing_may_rise():
+    memory = initial_memory()._replace(validation_seen=tf.constant(1.0))
+    assert not judged(memory, 1e-4)[0]
+    assert judged(memory, np.nan)[0]
+
+
+def test_validation_data_without_a_loss_is_told_of():
+    weights = np.full(32, np.nan)
+    validation = (*data(32, seed=1), weights)
+    callback = rate(GraphController(0.3, form=every(3)), validation_data=validation)
+    with pytest.warns(UserWarning, match="not finite before step 1"):
+        fit(model(), [callback])
+    assert callback.decisions["held"][1:].all()
+
+
 class Rises(keras.callbacks.Callback):
     """Raises what a loss takes from it, after six steps."""
 

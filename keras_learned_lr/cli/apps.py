@@ -1,7 +1,9 @@
 """What the commands hang on, and where they print."""
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from typing import Annotated
 
 # TensorFlow's start-up notices would drown what the commands print.
@@ -29,6 +31,15 @@ app.add_typer(benchmark_app, name="benchmark")
 console = Console()
 # The option that commands with a table have in common.
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Tells what is wrong with what was asked for in a line, without a traceback."""
+    try:
+        yield
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def silence_retracing() -> None:

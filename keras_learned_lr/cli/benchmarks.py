@@ -8,7 +8,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from keras_learned_lr.cli.apps import AsJson, benchmark_app, console, silence_retracing
+from keras_learned_lr.cli.apps import (
+    AsJson,
+    benchmark_app,
+    console,
+    one_line_errors,
+    silence_retracing,
+)
 
 
 @benchmark_app.command("serving")
@@ -26,7 +32,8 @@ def benchmark_serving(
     """Decide locally, over REST and over gRPC; then many trainings on one server."""
     from keras_learned_lr.benchmark import serving
 
-    report = serving.run(controller, seconds, fits, clients)
+    with one_line_errors():
+        report = serving.run(controller, seconds, fits, clients)
     if as_json:
         print(json.dumps(report))
         return
@@ -87,7 +94,8 @@ def benchmark_meta_training(
     silence_retracing()
     from keras_learned_lr.benchmark import meta_training
 
-    report = meta_training.run(seeds, config, folder, results)
+    with one_line_errors():
+        report = meta_training.run(seeds, config, folder, results)
     if as_json:
         print(json.dumps(report))
         return
@@ -119,7 +127,8 @@ def benchmark_envelopes(
     silence_retracing()
     from keras_learned_lr.benchmark import envelopes
 
-    rows = envelopes.run(tasks or (), results=results)
+    with one_line_errors():
+        rows = envelopes.run(tasks or (), results=results)
     if as_json:
         print(json.dumps(rows))
         return
@@ -176,15 +185,13 @@ def benchmark_quality(
     from keras_learned_lr.benchmark.quality.report import HEADINGS, rows
 
     told = Console(stderr=True)
-    try:
+    with one_line_errors():
         plan = command.make_plan(
             _names(tasks), _names(methods), seeds, quick, controller, steps, grids
         )
         made = command.run(
             plan, results, report, report_only, lambda line: told.print(line)
         )
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
     if as_json:
         print(json.dumps(made))
         return
@@ -256,10 +263,8 @@ def benchmark_cost_front(
     """Weigh cost against quality: how many decisions, how large the subsets."""
     from keras_learned_lr.benchmark import cost_front
 
-    try:
+    with one_line_errors():
         made = cost_front.run(results, measure=not report_only)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
     if picture is not None:
         cost_front.draw(made, picture)
     if as_json:

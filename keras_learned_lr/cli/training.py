@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from keras_learned_lr.cli.apps import app, console, silence_retracing
+from keras_learned_lr.cli.apps import app, console, one_line_errors, silence_retracing
 
 
 @app.command()
@@ -107,14 +106,11 @@ def train(
     from keras_learned_lr.learning import MetaTraining, read_config
 
     folder = to or Path("runs") / Path(config).stem
-    try:
+    with one_line_errors():
         chosen = read_config(config)
         if seed is not None:
             chosen = chosen.with_seed(seed)
         run = MetaTraining(chosen, folder, resume, start)
-    except ValueError as error:
-        console.print(f"[red]{escape(str(error))}[/red]")
-        raise typer.Exit(2) from None
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

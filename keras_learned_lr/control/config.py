@@ -1,6 +1,8 @@
 """Settings that travel inside an exported controller, as plain JSON."""
 
 import dataclasses
+import types
+import typing
 from typing import Any, ClassVar, Self
 
 
@@ -41,7 +43,7 @@ class Configurable:
 
         Raises:
             ValueError: If the name is unknown to this family, the version is not the
-                one this package writes, or a setting is unknown.
+                one this package writes, or a setting is unknown or of another type.
         """
         settings = dict(config)
         name, version = settings.pop("name", None), settings.pop("version", None)
@@ -67,6 +69,13 @@ class Configurable:
             key: Configurable._nested(value) if isinstance(value, dict) else value
             for key, value in settings.items()
         }
+        hints = typing.get_type_hints(found)
+        for key, value in built.items():
+            if not _is_of(value, hints[key]):
+                raise ValueError(
+                    f"`{key}` of {name} must be of type {_named(hints[key])}. "
+                    f"Received: {settings[key]!r}"
+                )
         return found(**built)  # type: ignore[return-value]
 
     @staticmethod
@@ -75,3 +84,24 @@ class Configurable:
             if name == config.get("name"):
                 return found.from_config(config)
         raise ValueError(f"Unknown setting: {config!r}")
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether a value, out of JSON or TOML, is of the type that a field has."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple:
+        return isinstance(value, list | tuple) and all(
+            _is_of(item, options[0]) for item in value
+        )
+    if origin is types.UnionType:
+        return any(_is_of(value, option) for option in options)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, int | float if hint is float else hint)
+
+
+def _named(hint: Any) -> str:
+    options = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        return f"list of {_named(options[0])}"
+    return " or ".join(map(_named, options)) if options else hint.__name__

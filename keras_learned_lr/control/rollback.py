@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 from keras_learned_lr.control.actions import progress_of
+from keras_learned_lr.control.graph import Traced
 from keras_learned_lr.observation.layers import is_built
 from keras_learned_lr.observation.memory import Memory
 from keras_learned_lr.observation.statistics import Statistics
@@ -16,7 +17,8 @@ UNDONE, AT_LEAST = 0.25, 0.1
 ALIKE = 1e-8
 # Windows in a row whose last training loss was not finite: one may be of a bad batch.
 PATIENCE = 3
-# As often in a row weights go back; after that they are not what is at fault.
+# As often in a row weights go back at least; after that only to such as are better by
+# what counts as undone, or they are not what is at fault.
 ATTEMPTS = 3
 # In this share of a run they go back to its beginning. A momentum that an excessive
 # learning rate has filled ruins weights later on, whatever the rate is then, and a loss
@@ -29,13 +31,13 @@ def has_collapsed(
 ) -> tuple[tf.Tensor, Memory]:
     """Returns whether a window has ruined the weights, so that they are put back.
 
-    They are where a loss is not finite any more, or most of what was learned is undone;
-    losses are compared by their differences only, so that one below 0 is like any
-    other. They are too where a model has died, as one does whose ReLUs are all at 0: it
-    says the same of every example, for good, and where nothing had been learned yet no
-    loss need have risen. If any of it happens again and again from the same weights,
-    whatever the learning rate, it is not the rate (a momentum goes on, say): then they
-    are left to recover.
+    They are where a loss or a weight is not finite any more, or most of what was
+    learned is undone; losses are compared by their differences only, so that one below
+    0 is like any other. They are too where a model has died, as one does whose ReLUs
+    are all at 0: it says the same of every example, for good, and where nothing had
+    been learned yet no loss need have risen. If any of it happens again and again,
+    whatever the learning rate, and the weights of before are not much better, it is not
+    the rate (the loss itself is another by now, say): then they are left to recover.
 
     Args:
         statistics: Of the window, scalars or `[batch]`.
@@ -51,6 +53,7 @@ def has_collapsed(
         That, and the memory with its setbacks counted.
     """
     s, m = statistics, memory
+    young = is_young(s.step, s.horizon)
     undone = _is_undone(
         s.validation_loss,
         m.validation_seen,
@@ -58,6 +61,9 @@ def has_collapsed(
         m.best_validation_loss,
     )
     broken = ~tf.math.is_finite(s.validation_loss)
+    # A NaN in a weight may be hidden by a ReLU, and every loss be finite.
+    broken |= ~tf.math.is_finite(s.weight_norm) & (m.validation_seen > 0.5)
+    undone |= broken & (m.validation_seen > 0.5)
     if lags:
         risen = _is_undone(
             s.training_loss,
@@ -65,13 +71,17 @@ def has_collapsed(
             m.first_training_loss,
             m.best_training_loss,
         )
-        undone &= is_young(s.step, s.horizon) | broken | risen
+        undone &= young | broken | risen
     else:
         undone |= s.output_variance_after < ALIKE * s.output_variance_before
-    again = broken | (m.setbacks < ATTEMPTS)
+    allowed = _allowed(m.first_validation_loss, m.best_validation_loss)
+    better = s.validation_loss - m.kept_validation_loss > allowed
+    again = broken | better | (m.setbacks < ATTEMPTS)
     # What is broken goes back as often as it takes, and says nothing of the others.
     setbacks = tf.where(undone, m.setbacks + tf.where(broken, 0.0, 1.0), 0.0)
-    return undone & again, m._replace(setbacks=setbacks)
+    keeps = ~broken & (tf.equal(setbacks, 0.0) & ~young | (m.validation_seen < 0.5))
+    kept = tf.where(keeps, s.validation_loss, m.kept_validation_loss)
+    return undone & again, m._replace(setbacks=setbacks, kept_validation_loss=kept)
 
 
 def has_broken(statistics: Statistics, memory: Memory) -> tuple[tf.Tensor, Memory]:
@@ -96,9 +106,14 @@ def has_broken(statistics: Statistics, memory: Memory) -> tuple[tf.Tensor, Memor
 def _is_undone(
     loss: tf.Tensor, seen: tf.Tensor, first: tf.Tensor, best: tf.Tensor
 ) -> tf.Tensor:
-    allowed = tf.maximum(UNDONE * (first - best), AT_LEAST * tf.abs(first))
-    lost = ~tf.math.is_finite(loss) | (loss - best > allowed)
+    allowed = _allowed(first, best)
+    # Of a loss that began at 0 and has not fallen nothing is known.
+    lost = ~tf.math.is_finite(loss) | (loss - best > allowed) & (allowed > 0.0)
     return (seen > 0.5) & lost
+
+
+def _allowed(first: tf.Tensor, best: tf.Tensor) -> tf.Tensor:
+    return tf.maximum(UNDONE * (first - best), AT_LEAST * tf.abs(first))
 
 
 def is_young(step: tf.Tensor, horizon: tf.Tensor) -> tf.Tensor:
@@ -124,7 +139,7 @@ class Rollback:
         self._copies: list[tf.Variable] = []
         with tf.device("CPU:0"):
             self._kept_step = tf.Variable(-1, dtype=tf.int64, trainable=False)
-        self._copy_function = tf.function(self._copy, autograph=False)
+        self._copy_function = Traced(self._copy)
         # The copies are restored when they are put here.
         self._checkpoint = tf.train.Checkpoint(kept_step=self._kept_step)
 

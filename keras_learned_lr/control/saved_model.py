@@ -1,5 +1,6 @@
 """Controllers from a SavedModel: those that ship, and those that users export."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,13 @@ class SavedModelController:
         )
         self.variables = list(self._act.variables)
         self._check(path)
+
+    def __deepcopy__(self, memo: dict) -> "SavedModelController":
+        # Nothing in it changes.
+        return self
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.path,)
 
     def initial_state(self, batch_size: int) -> list[tf.Tensor]:
         """Returns the state before the first decision, each `[batch_size, ...]`."""
@@ -125,12 +133,21 @@ def load_controller(name_or_path: str | Path) -> SavedModelController:
     """
     shipped = shipped_controllers()
     if str(name_or_path) in shipped:
-        return SavedModelController(PRETRAINED / str(name_or_path))
+        return _load(PRETRAINED / str(name_or_path))
     if Path(name_or_path).exists():
-        return SavedModelController(name_or_path)
+        return _load(Path(name_or_path))
     raise ValueError(
         f"Unknown controller: {str(name_or_path)!r}. It is neither one that ships "
         f"({', '.join(shipped)}) nor a folder. "
         "Train one with `keras_learned_lr.learning.ControllerLearner`, export it with "
         "`learner.export(path)`, and pass that path."
     )
+
+
+def _load(path: Path) -> SavedModelController:
+    if not tf.distribute.has_strategy():
+        return SavedModelController(path)
+    # A strategy's scope would spread the variables over its replicas; it is one
+    # thread's, and another's is outside of it.
+    with ThreadPoolExecutor(1) as outside:
+        return outside.submit(SavedModelController, path).result()

@@ -60,8 +60,10 @@ class Choices(NamedTuple):
             decisions]`.
         default: The default learning rate, over the same, `[runs, decisions]`.
         progress: Training steps taken and of the whole run, `[runs, decisions, 2]`.
-        counts: 1 for a decision to learn from, 0 for what came after a run was lost,
+        collapsed: 1 where the weights go back, which bounds the new level,
             `[runs, decisions]`.
+        counts: 1 for a decision to learn from, 0 for what came after a run was lost
+            and for what fills the rows of short runs, `[runs, decisions]`.
         task: int32, the row of `costs`, `[runs]`.
         costs: What each of `LEVELS` costs a task, log loss over the lowest found,
             `[tasks, levels]`.
@@ -71,6 +73,7 @@ class Choices(NamedTuple):
     level: np.ndarray
     default: np.ndarray
     progress: np.ndarray
+    collapsed: np.ndarray
     counts: np.ndarray
     task: np.ndarray
     costs: np.ndarray
@@ -153,6 +156,7 @@ class Imitation:
                     stood.action.level.numpy() / reference,
                     stood.action.default.numpy() / reference,
                     np.tile(progress.astype("float32"), (len(batch.task), 1)),
+                    stood.collapsed.numpy().astype("float32"),
                     (stood.alive | stood.collapsed).numpy().astype("float32"),
                 )
             )
@@ -160,13 +164,10 @@ class Imitation:
         final = steer(environment, self._learner.collect_policy, act, keep)
         batch = environment.batch
         assert batch is not None
-        observation, level, default, at, counts = (
-            np.stack(column, axis=1) for column in zip(*rows, strict=True)
-        )
+        columns = [np.stack(column, axis=1) for column in zip(*rows, strict=True)]
         task = batch.task.astype("int32")
         costs = search(batch, rng, self._resolution)
-        found = Choices(observation, level, default, at, counts, task, costs)
-        self._kept.append(found)
+        self._kept.append(Choices._make([*columns, task, costs]))
         return final, SEARCHES * int(batch.members.horizon) * len(batch.task)
 
     def learn(self, rng: np.random.Generator) -> float:
@@ -182,7 +183,7 @@ class Imitation:
         found = []
         for _ in range(self._steps):
             chosen = rng.integers(0, len(joined.task), RUNS_A_STEP)
-            found.append(self._train(*rows_of(joined, chosen)))
+            found.append(self._train(rows_of(joined, chosen)))
         return float(tf.reduce_mean(found))
 
     def end(self) -> None:
@@ -277,16 +278,19 @@ def join(batches: Iterable[Choices]) -> Choices:
         level=joined("level", "edge"),
         default=joined("default", "edge"),
         progress=joined("progress", "edge"),
+        collapsed=joined("collapsed", "edge"),
         counts=joined("counts", "constant"),
         task=np.concatenate(tasks),
         costs=np.concatenate([c.costs for c in kept]),
     )
 
 
-def rows_of(choices: Choices, chosen: np.ndarray) -> list[np.ndarray]:
-    """Returns what `build_step`'s function takes, of the chosen runs."""
+def rows_of(choices: Choices, chosen: np.ndarray) -> Choices:
+    """Returns the chosen runs alone, each with a row of costs of its own."""
     *columns, task, costs = choices
-    return [*(column[chosen] for column in columns), costs[task[chosen]]]
+    own = np.arange(len(chosen), dtype="int32")
+    rows = [column[chosen] for column in columns]
+    return Choices._make([*rows, own, costs[task[chosen]]])
 
 
 def read_choices(file: Path) -> list[Choices]:
@@ -306,35 +310,31 @@ def _padded(
     return np.pad(column, missing[: column.ndim], mode)
 
 
-def build_costs(learner: ControllerLearner) -> Callable[..., tf.Tensor]:
+def build_costs(learner: ControllerLearner) -> Callable[[Choices], tf.Tensor]:
     """Builds what tells the costs of the levels that an actor chooses on whole runs.
 
     Args:
         learner: Whose actor it is.
 
     Returns:
-        A function of `Choices.observation`, `level`, `default`, `progress` and the
-        costs of each run's task; it returns costs `[runs, decisions]`.
+        A function of what `rows_of` returns, as tensors; it returns costs `[runs,
+        decisions]`.
     """
     form, actor = learner.action_form, learner.parts.actor
 
-    def costs_of(
-        observation: tf.Tensor,
-        level: tf.Tensor,
-        default: tf.Tensor,
-        progress: tf.Tensor,
-        costs: tf.Tensor,
-    ) -> tf.Tensor:
+    def costs_of(runs: Choices) -> tf.Tensor:
         # From a state of zeros, as in the middle of an episode no state is reset.
-        middle = tf.fill(tf.shape(level), tfa.time_step.StepType.MID)
-        memory = actor.get_initial_state(tf.shape(level)[0])
-        action = actor(observation, middle, memory)[0].loc
-        return cost_of(_chosen_level(form, action, level, default, progress), costs)
+        middle = tf.fill(tf.shape(runs.level), tfa.time_step.StepType.MID)
+        memory = actor.get_initial_state(tf.shape(runs.level)[0])
+        action = actor(runs.observation, middle, memory)[0].loc
+        return cost_of(_chosen_level(form, action, runs), runs.costs)
 
     return costs_of
 
 
-def build_step(learner: ControllerLearner, optimizer: Any) -> Callable[..., tf.Tensor]:
+def build_step(
+    learner: ControllerLearner, optimizer: Any
+) -> Callable[[Choices], tf.Tensor]:
     """Builds the tf.function of one gradient step.
 
     Args:
@@ -342,26 +342,17 @@ def build_step(learner: ControllerLearner, optimizer: Any) -> Callable[..., tf.T
         optimizer: What trains it, built.
 
     Returns:
-        A function of `Choices.observation`, `level`, `default`, `progress`, `counts`
-        and the costs of each run's task; it returns their mean cost.
+        A function of what `rows_of` returns; it returns their mean cost.
     """
     actor, costs_of = learner.parts.actor, build_costs(learner)
     limit = learner.config.gradient_clipping
 
     # Runs have as many decisions as their horizon allows: no trace for each number.
     @tf.function(autograph=False, reduce_retracing=True)
-    def step(
-        observation: tf.Tensor,
-        level: tf.Tensor,
-        default: tf.Tensor,
-        progress: tf.Tensor,
-        counts: tf.Tensor,
-        costs: tf.Tensor,
-    ) -> tf.Tensor:
+    def step(runs: Choices) -> tf.Tensor:
         with tf.GradientTape() as tape:
-            each = costs_of(observation, level, default, progress, costs)
-            cost = tf.reduce_sum(counts * each)
-            cost /= tf.maximum(tf.reduce_sum(counts), 1.0)
+            cost = tf.reduce_sum(runs.counts * costs_of(runs))
+            cost /= tf.maximum(tf.reduce_sum(runs.counts), 1.0)
         gradients = tape.gradient(cost, actor.trainable_variables)
         if limit is not None:
             gradients, _ = tf.clip_by_global_norm(gradients, limit)
@@ -372,15 +363,10 @@ def build_step(learner: ControllerLearner, optimizer: Any) -> Callable[..., tf.T
     return step
 
 
-def _chosen_level(
-    form: ActionForm,
-    action: tf.Tensor,
-    level: tf.Tensor,
-    default: tf.Tensor,
-    progress: tf.Tensor,
-) -> tf.Tensor:
-    state = form.initial_state(default)._replace(level=level)
-    return form.step(state, action, progress[..., 0], progress[..., 1])[0].level
+def _chosen_level(form: ActionForm, action: tf.Tensor, runs: Choices) -> tf.Tensor:
+    state = form.initial_state(runs.default)._replace(level=runs.level)
+    step, horizon = runs.progress[..., 0], runs.progress[..., 1]
+    return form.step(state, action, step, horizon, runs.collapsed > 0.0)[0].level
 
 
 def cost_of(level: tf.Tensor, costs: tf.Tensor) -> tf.Tensor:

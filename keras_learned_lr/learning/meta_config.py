@@ -16,6 +16,8 @@ from keras_learned_lr.learning.tasks.task_family import LEAST_WRONG
 SHIPPED = Path(__file__).parent / "configs"
 # Where a table of the file says no name, it is the class that belongs there.
 _NAMES = {"learner": "LearnerConfig", "width": "Width"}
+# A learner's settings that follow from the run's.
+_FOLLOWING = ("capacity", "episodes_per_update", "train_every")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,10 +116,17 @@ class MetaTrainConfig(Configurable):
                 raise ValueError(
                     f"`{name}` must be an int of at least 1. Received: {value!r}"
                 )
-        if not isinstance(self.imitation_rounds, int) or self.imitation_rounds < 0:
+        for name in ("imitation_rounds", "seed"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 0:
+                raise ValueError(
+                    f"`{name}` must be an int of at least 0. Received: {value!r}"
+                )
+        lengths = self.evaluation_horizons
+        if not lengths or min(lengths) < 1:
             raise ValueError(
-                "`imitation_rounds` must be an int of at least 0. Received: "
-                f"{self.imitation_rounds!r}"
+                "`evaluation_horizons` must be one number of training steps or more. "
+                f"Received: {list(lengths)}"
             )
         if not all(0 < number <= self.rounds for number in self.averaged):
             raise ValueError(
@@ -128,6 +137,7 @@ class MetaTrainConfig(Configurable):
             "imitation_learning_rate",
             "imitation_deviation",
             "imitation_resolution",
+            "decades",
         ):
             value = getattr(self, name)
             if not 0 < value < float("inf"):
@@ -153,9 +163,26 @@ class MetaTrainConfig(Configurable):
             raise ValueError(
                 f"`baseline` must be one of {BASELINES}. Received: {self.baseline!r}"
             )
+        self._check_learner()
         self.finished_form()  # raises if its form cannot be lifted
         for chosen in ("training", "validation"):
             self.templates(chosen)  # raises if a name is unknown
+
+    def _check_learner(self) -> None:
+        """Refuses what would be overruled without a word."""
+        fields = dataclasses.fields(LearnerConfig)
+        defaults = {field.name: field.default for field in fields}
+        for name in _FOLLOWING:
+            if getattr(self.learner, name) != defaults[name]:
+                raise ValueError(
+                    f"`learner.{name}` follows from the run's other settings: leave it "
+                    f"out. Received: {getattr(self.learner, name)!r}"
+                )
+        if getattr(self.learner.action_form, "lift", 0.0):
+            raise ValueError(
+                "Only the finished controller is lifted: set `lift`, not "
+                f"`learner.action_form.lift`. Received: {self.learner.action_form}"
+            )
 
     def finished_form(self) -> ActionForm:
         """Returns the action form of the controller that the run ends with.
@@ -188,7 +215,8 @@ def read_config(path: str | Path) -> MetaTrainConfig:
             "memory".
 
     Raises:
-        ValueError: If there is no such file, it is no TOML, or a key is unknown.
+        ValueError: If there is no such file, it is no TOML, a key is unknown or a
+            value is out of its range.
     """
     shipped = SHIPPED / f"{path}.toml"
     file = shipped if shipped.is_file() else Path(path)

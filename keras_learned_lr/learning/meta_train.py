@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_learned_lr.files import finish_folder, replace_text
+from keras_learned_lr.files import discard, finish_folder, replace_text
 from keras_learned_lr.learning.collect import collect_episode
 from keras_learned_lr.learning.evaluation import examine, greedy_act, set_exams
 from keras_learned_lr.learning.imitation import Imitation
@@ -63,13 +62,13 @@ class MetaTraining:
     Args:
         config: The run's settings.
         folder: Where it lives; made if it is not there.
-        resume: Whether to go on from what the folder holds.
+        resume: Whether to go on with the run that the folder holds.
         start: A checkpoint of another run, whose weights this one begins with.
 
     Raises:
-        ValueError: If the folder holds a run already and `resume` is False, or one with
-            other settings, or if there is no checkpoint of such a controller at
-            `start`.
+        ValueError: If the folder holds a run and `resume` is False, none and it is
+            True, one with other settings, or one that has more rounds behind it; or if
+            there is no checkpoint of such a controller at `start`.
     """
 
     def __init__(
@@ -81,7 +80,7 @@ class MetaTraining:
     ) -> None:
         self.config = config
         self.folder = Path(folder)
-        self._claim_folder(resume)
+        self._check_folder(resume)
         batch = config.tasks * config.group
         self.learner = ControllerLearner(self._learner_config(), batch)
         # A lift is for the finished controller only, so it is marked on trainees of its
@@ -110,6 +109,15 @@ class MetaTraining:
             self._restore(checkpoint)
         elif start is not None:
             self.learner.begin_with(ControllerLearner.load(start))
+        if self.progress.round > config.rounds:
+            raise ValueError(
+                f"The run in {self.folder} has {self.progress.round} rounds behind it. "
+                f"Received: rounds={config.rounds}"
+            )
+        # Only now: what raises leaves a folder that can be used.
+        self._claim_folder()
+        if checkpoint is None and start is not None:
+            self._save()  # a run that is killed before its first has these weights
         self._trim_log()
         self._board = tf.summary.create_file_writer(str(self.folder / "tensorboard"))
 
@@ -260,42 +268,50 @@ class MetaTraining:
             * config.templates_per_round,
         )
 
-    def _claim_folder(self, resume: bool) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def _check_folder(self, resume: bool) -> None:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"A run needs a folder. Received a file: {self.folder}")
         file = self.folder / CONFIG
+        if file.exists() != resume:
+            raise ValueError(
+                f"There is no run in {self.folder} to go on with."
+                if resume
+                else f"{self.folder} holds a run already. Go on with it (`--resume`), "
+                "or choose another folder."
+            )
+        if not resume:
+            return
+        # What was added since the run was started, it did not have.
+        read = json.loads(file.read_text(encoding="utf-8"))
+        saved = MetaTrainConfig.from_config(read).to_config()
+        # A mean of weights, at the end of a run, is no place to go on from.
+        fixed = ("rounds",) if self.config.averaged else ()
+        different = [
+            key
+            for key, value in self.config.to_config().items()
+            if saved[key] != value and (key not in CHANGEABLE or key in fixed)
+        ]
+        if different:
+            raise ValueError(
+                f"The run in {self.folder} has another {', '.join(different)}. "
+                "Resume it with the config it was started with."
+            )
+
+    def _claim_folder(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
         own = self.config.to_config()
-        if file.exists():
-            if not resume:
-                raise ValueError(
-                    f"{self.folder} holds a run already. Go on with it (`--resume`), "
-                    "or choose another folder."
-                )
-            # What was added since the run was started, it did not have.
-            read = json.loads(file.read_text(encoding="utf-8"))
-            saved = MetaTrainConfig.from_config(read).to_config()
-            different = [
-                key
-                for key, value in own.items()
-                if saved[key] != value and key not in CHANGEABLE
-            ]
-            if different:
-                raise ValueError(
-                    f"The run in {self.folder} has another {', '.join(different)}. "
-                    "Resume it with the config it was started with."
-                )
-        replace_text(file, json.dumps(own, indent=1))
+        replace_text(self.folder / CONFIG, json.dumps(own, indent=1))
 
     def _save(self) -> None:
-        """Writes a checkpoint beside the last and renames it when it is whole."""
-        old = last_checkpoint(self.folder)
-        target = self.folder / f"checkpoint-{self.progress.round}"
+        """Writes a checkpoint beside the last, which goes when it is whole."""
         unfinished = self._write("checkpoint", dataclasses.asdict(self.progress))
         if self.progress.round < self.config.imitation_rounds:
             self._imitation.save(unfinished / CHOICES)
-        if target != old:
-            os.replace(unfinished, target)
-            if old is not None:
-                shutil.rmtree(old)
+        target = self.folder / f"checkpoint-{self.progress.round}"
+        finish_folder(unfinished, target)
+        for other in checkpoints(self.folder):
+            if other != target:
+                discard(other)
 
     def _write(self, name: str, state: dict[str, Any]) -> Path:
         """Writes learner and state into `name.new`, to be renamed when whole."""
@@ -375,8 +391,13 @@ class MetaTraining:
         self._board.flush()
 
 
+def checkpoints(folder: Path) -> list[Path]:
+    """Returns the checkpoints in the folder of a run, the latest last."""
+    found = folder.glob("checkpoint-[0-9]*")
+    whole = (path for path in found if path.suffix == "")
+    return sorted(whole, key=lambda path: int(path.name.split("-")[1]))
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """Returns the latest checkpoint in the folder of a run, None before the first."""
-    found = folder.glob("checkpoint-[0-9]*")
-    ordered = sorted(found, key=lambda path: int(path.name.split("-")[1]))
-    return ordered[-1] if ordered else None
+    return next(reversed(checkpoints(folder)), None)

@@ -25,6 +25,8 @@ class Memory(NamedTuple):
         previous_validation_loss: Validation loss at the previous decision.
         best_validation_loss: Lowest validation loss so far.
         validation_trend: Running mean of the log changes in validation loss.
+        kept_validation_loss: Validation loss of the weights that a run which collapses
+            goes back to.
         setbacks: Decisions in a row, up to the last one, at which what had been learned
             was undone; see `has_collapsed`.
         previous_action: The action of the previous decision, clipped to [-1, 1].
@@ -42,6 +44,7 @@ class Memory(NamedTuple):
     previous_validation_loss: tf.Tensor
     best_validation_loss: tf.Tensor
     validation_trend: tf.Tensor
+    kept_validation_loss: tf.Tensor
     setbacks: tf.Tensor
     previous_action: tf.Tensor
     averages: tf.Tensor

@@ -68,7 +68,8 @@ class NotedBatch:
         def keep(variable: tf.Variable, leaf: tf.Tensor) -> None:
             # The whole batch costs nothing: the variable shares its memory. XLA would
             # copy it, and lets no variable change its shape.
-            variable.assign(self._first(leaf) if self._model.jit_compile else leaf)
+            leaf = self._first(leaf) if self._model.jit_compile else leaf
+            variable.assign(_fitted(leaf, variable.shape))
 
         _map(keep, self._x, x)
 
@@ -91,10 +92,15 @@ class NotedBatch:
         if self._weights is not None:
             now = [tf.convert_to_tensor(v.value) for v in self._weights]
             old, new = self._units(x, list(before)), self._units(x, now)
+            # Between one example and itself nothing varies but rounding.
+            several = tf.shape(flat_leaves(self._x)[0])[0] > 1
             measured |= {
-                "output_variance_before": _variance(old),
-                "output_variance_after": _variance(new),
-                "output_variance_difference": _variance(new - old),
+                f"output_variance_{name}": tf.where(several, _variance(units), 0.0)
+                for name, units in (
+                    ("before", old),
+                    ("after", new),
+                    ("difference", new - old),
+                )
             }
         return measured
 
@@ -146,6 +152,17 @@ def _map(function: Callable, *structures: Any) -> Any:
     return keras.tree.map_structure(
         lambda *leaves: None if leaves[0] is None else function(*leaves), *structures
     )
+
+
+def _fitted(leaf: tf.Tensor, shape: tf.TensorShape) -> tf.Tensor:
+    """Cuts or fills examples: a later `fit` may bring longer ones, or shorter."""
+    for axis, size in enumerate(shape[1:], start=1):
+        if size is not None and leaf.shape[axis] != size:
+            leaf = leaf[(slice(None),) * axis + (slice(size),)]
+            missing = [[0, 0] for _ in shape]
+            missing[axis][1] = size - tf.shape(leaf)[axis]
+            leaf = tf.pad(leaf, missing)
+    return leaf
 
 
 def _variance(units: tf.Tensor) -> tf.Tensor:

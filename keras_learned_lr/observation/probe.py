@@ -174,8 +174,10 @@ class Probe:
     def _make_tap(self, train_step: Callable) -> Callable:
         def tapped_train_step(data: Any) -> Any:
             if self._model.train_function is not self._tapped_function:
-                # A `compile` after the exception has thrown the guard away.
-                self.remove()
+                # A `compile` has thrown the guard away: in the run, or after the
+                # exception that ended it.
+                with tf.init_scope():
+                    self.abandon()
                 return train_step(data)
             if not self._knows_weights:
                 with tf.init_scope():

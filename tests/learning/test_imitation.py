@@ -18,7 +18,9 @@ from keras_learned_lr.learning.imitation import (
     LEVELS,
     Choices,
     Imitation,
+    build_costs,
     cost_of,
+    rows_of,
     search,
 )
 from keras_learned_lr.learning.tasks.sampler import TaskSampler
@@ -106,7 +108,7 @@ def kinds_of_tasks(decisions, tells):
     costs = np.abs(LEVELS - np.array([[-1.0], [1.0]]))
     progress = np.tile([10, 1000], (2000, decisions, 1))
     ones = np.ones((2000, decisions))
-    columns = (observation, level, ones, progress, ones)
+    columns = (observation, level, ones, progress, 0 * ones, ones)
     return Choices(
         *(column.astype("float32") for column in columns),
         kinds.astype("int32"),
@@ -166,6 +168,25 @@ def test_a_recurrent_actor_learns_from_what_it_saw_before():
         action, state = greedy.act(tf.zeros((2, 2)), state)[:2]
         low, high = action.numpy()
         assert low < -0.3 and high > 0.3
+
+
+def test_where_the_weights_go_back_no_level_is_chosen_that_is_not_set():
+    learner = ControllerLearner(
+        LearnerConfig(observation=("log_level", "progress"), hidden=(16,))
+    )
+    choices = kinds_of_tasks(decisions=2, tells=[0, 1])
+    collapsed = np.tile(np.array([0, 1], np.float32), (2000, 1))
+    # What a level costs is how high it is.
+    rising = np.tile(LEVELS, (2, 1))
+    choices = choices._replace(collapsed=collapsed, costs=rising)
+    found = build_costs(learner)(rows_of(choices, np.arange(2000))).numpy()
+    free = build_costs(learner)(
+        rows_of(choices._replace(collapsed=0 * collapsed), np.arange(2000))
+    ).numpy()
+    np.testing.assert_array_equal(found[:, 0], free[:, 0])
+    retreat = np.log10(0.5 * choices.level[:, 1])
+    np.testing.assert_allclose(found[:, 1], np.minimum(free[:, 1], retreat), atol=1e-5)
+    assert (found[:, 1] < free[:, 1] - 0.01).any()
 
 
 def test_what_came_after_a_run_was_lost_is_not_learned_from():

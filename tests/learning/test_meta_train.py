@@ -112,6 +112,34 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path, config):
         MetaTraining(config, tmp_path)
 
 
+def test_a_run_that_is_not_there_is_not_resumed(tmp_path, config):
+    with pytest.raises(ValueError, match="no run in"):
+        MetaTraining(config, tmp_path / "typo", resume=True)
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(ValueError, match="Received a file"):
+        MetaTraining(config, file)
+
+
+def test_what_could_not_start_leaves_the_folder_free(tmp_path, config):
+    with pytest.raises(ValueError, match="nothing"):
+        MetaTraining(config, tmp_path, start=tmp_path / "nothing")
+    MetaTraining(config, tmp_path)
+
+
+def test_a_run_is_not_resumed_with_fewer_rounds_than_it_has(tmp_path, config):
+    MetaTraining(dataclasses.replace(config, rounds=2), tmp_path).run()
+    with pytest.raises(ValueError, match="2 rounds behind it"):
+        MetaTraining(dataclasses.replace(config, rounds=1), tmp_path, resume=True)
+
+
+def test_a_mean_of_weights_is_not_gone_on_from(tmp_path, config):
+    MetaTraining(dataclasses.replace(config, rounds=2, averaged=(1, 2)), tmp_path)
+    with pytest.raises(ValueError, match="another rounds"):
+        longer = dataclasses.replace(config, rounds=3, averaged=(1, 2))
+        MetaTraining(longer, tmp_path, resume=True)
+
+
 def test_a_run_is_not_resumed_with_other_settings(tmp_path, config):
     MetaTraining(config, tmp_path)
     with pytest.raises(ValueError, match="another .*seed"):
@@ -148,6 +176,10 @@ def test_a_run_begins_with_what_another_learned(tmp_path, config):
     larger = dataclasses.replace(config, templates_per_round=2)
     second = MetaTraining(larger, tmp_path / "second", start=checkpoint)
     for begun, learned in zip(weights(second), weights(first), strict=True):
+        np.testing.assert_array_equal(begun, learned)
+    # Nor are they lost by a kill before the first checkpoint.
+    again = MetaTraining(larger, tmp_path / "second", resume=True)
+    for begun, learned in zip(weights(again), weights(first), strict=True):
         np.testing.assert_array_equal(begun, learned)
 
 
@@ -227,7 +259,10 @@ def test_the_benchmark_marks_last_weights_beside_its_controls(tmp_path):
     assert row["rounds"] == 6 and row["trainee_steps"] > 0
     ratios = [row[name]["ratio"] for name in ("trained", "open_loop", "untrained")]
     assert len(set(ratios)) == 3
-    # What is in the file is not run again.
+    # What is in the file is not run again, unless the config says something else now.
+    other = tmp_path / "tiny.toml"
+    other.write_text(TINY.read_text().replace("rounds = 6", "rounds = 4", 1))
+    assert meta_training.checksum(read_config(other)) != row["settings"]
     before = results.read_text()
     assert meta_training.run(1, str(TINY), tmp_path / "none", results) == report
     assert results.read_text() == before and not (tmp_path / "none").exists()
@@ -277,6 +312,22 @@ def test_shipped_configs_have_no_key_that_is_not_explained(file):
         ("rounds = 0", "`rounds` must be an int of at least 1"),
         ("rounds = ", "not valid TOML"),
         ("shortest_horizon = 2000", "must not be below"),
+        ('lift = "high"', "`lift` of MetaTrainConfig must be of type float"),
+        ("seed = 1.5", "`seed` of MetaTrainConfig must be of type int"),
+        ("seed = -1", "`seed` must be an int of at least 0"),
+        ("decades = 0.0", "`decades` must be positive"),
+        ("evaluation_horizons = []", "`evaluation_horizons` must be one number"),
+        ("evaluation_horizons = [0]", "`evaluation_horizons` must be one number"),
+        ('averaged = ["a"]', "must be of type list of int"),
+        ("[learner]\nhidden = 64", "`hidden` of LearnerConfig must be of type list"),
+        ("[learner]\ngradient_clipping = true", "must be of type float or NoneType"),
+        ("[learner]\ncapacity = 3", "`learner.capacity` follows from"),
+        ("[learner]\ntrain_every = 3", "`learner.train_every` follows from"),
+        ('[learner.action_form]\nname = "ScaleFactor"\nwidth = 3', "of type Width"),
+        (
+            '[learner.action_form]\nname = "ScaleFactor"\nlift = 0.1',
+            "not `learner.action_form.lift`",
+        ),
         ("most_wrong = 1.5", "`most_wrong` must be at least 0.01"),
         ("fewest_rows = 0", "`fewest_rows` must be an int of at least 1"),
         ('baseline = "best"', "`baseline` must be one of"),

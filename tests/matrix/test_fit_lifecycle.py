@@ -29,6 +29,13 @@ def generator(batches=4):
         yield X[start : start + 16], Y[start : start + 16]
 
 
+class Wrapped(keras.Model):
+    """Does what another model does."""
+
+    def call(self, x):
+        return self.inner(x)
+
+
 def check(trainee, **options):
     options = {"controller": scripted(), "batch_size": 16, **options}
     return check_run(trainee, X, Y, **options)
@@ -42,6 +49,31 @@ class TestSeveralFits:
         assert second.callback is first.callback
         # The same start; it has learned since.
         assert second.history["loss"][0] < first.history["loss"][0]
+
+    @pytest.mark.parametrize("compiles", [False, True])
+    @pytest.mark.parametrize("built", ["functional", "subclassed"])
+    def test_on_longer_and_on_shorter_examples(self, built, compiles):
+        inputs = keras.Input((None,))
+        hidden = LAYER.Embedding(20, 4)(inputs)
+        hidden = LAYER.GlobalAveragePooling1D()(
+            LAYER.MultiHeadAttention(2, 2)(hidden, hidden)
+        )
+        trainee = keras.Model(inputs, LAYER.Dense(1)(hidden))
+        if built == "subclassed":
+            inner, trainee = trainee, Wrapped()
+            trainee.inner = inner
+        trainee.compile("adam", "mse", jit_compile=compiles)
+        callback = LearnedLearningRate()
+        for length in (10, 15, 7):
+            x = draws().integers(0, 20, (64, length))
+            y = x.mean(1, keepdims=True) / 20.0
+            with pytest.warns(UserWarning, match="no `validation_data`") as caught:
+                trainee.fit(
+                    x, y, epochs=2, batch_size=16, verbose=0, callbacks=[callback]
+                )
+            assert not [w for w in caught if "cannot see" in str(w.message)]
+            seen = callback.decisions["observation"]["log_output_change"]
+            assert np.isfinite(seen).all() and seen[-1] != 0
 
     def test_of_one_model_with_another_callback(self):
         trainee = classifier()

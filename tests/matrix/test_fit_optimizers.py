@@ -1,9 +1,12 @@
 """The matrix: every optimizer, and what can be wrapped around one."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
 from contract import check_run, classes_of, compiled, draws, rate_of, scripted
+from helpers import ScriptedController, fit, model, rate
 
 from keras_learned_lr import LearnedLearningRate
 
@@ -70,6 +73,19 @@ def test_accumulated_gradients():
     optimizer = OPTIMIZERS.Adam(0.02, gradient_accumulation_steps=3)
     run = check(optimizer, accumulated=3, batch_size=8, epochs=6)
     assert all(step % 3 == 0 for step in run.callback.decisions["step"])
+
+
+def test_accumulated_gradients_of_an_earlier_run():
+    """The optimizer has counted its steps: two of four when the run begins."""
+    optimizer = OPTIMIZERS.SGD(0.02, gradient_accumulation_steps=4)
+    trainee = model(optimizer)
+    fit(trainee, batch_size=48, epochs=1)
+    learned = rate(ScriptedController([0.4, -0.6]), update_freq=3)
+    with warnings.catch_warnings():
+        # It does make updates, also in an epoch of two steps.
+        warnings.filterwarnings("error", message=".*no update")
+        fit(trainee, [learned], batch_size=48, epochs=8)
+    assert learned.decisions["step"].tolist() == [0, 6, 10, 14]
 
 
 def test_moving_average_of_the_weights():

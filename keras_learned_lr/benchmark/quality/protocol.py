@@ -117,7 +117,12 @@ class Protocol:
         return reasons
 
     def run(self) -> None:
-        """Makes every run of the plan."""
+        """Makes every run of the plan.
+
+        Raises:
+            ValueError: If there is no such controller.
+        """
+        self.checksum  # noqa: B018  loads it, before hours of runs that need none
         for task in self.tasks:
             for method in self.plan.chosen:
                 if method.needs_controller:
