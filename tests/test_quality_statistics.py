@@ -48,6 +48,17 @@ def test_the_interval_covers_the_mean_as_often_as_it_says():
     assert 52 <= covered <= 60  # 57 expected; below 52 has a probability of 0.01
 
 
+@pytest.mark.parametrize("seeds", [2, 5])
+def test_the_interval_covers_the_mean_with_few_seeds_too(seeds):
+    random = np.random.default_rng(0)
+    covered = 0
+    for _ in range(60):
+        strata = [random.normal(1.0, 0.1, (seeds, 1)) for _ in range(12)]
+        low, high = s.stratified_interval(strata)
+        covered += low <= 1.0 <= high
+    assert 52 <= covered <= 60  # without the widening 47 and 50
+
+
 def test_runs_of_one_seed_are_drawn_together():
     # Both starts of a seed share its luck: twice the runs are no narrower.
     random = np.random.default_rng(1)

@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_learned_lr.benchmark import json_lines
 from keras_learned_lr.benchmark.decision_cost import time_decision
+from keras_learned_lr.benchmark.quality.protocol import checksum
 from keras_learned_lr.benchmark.workloads import WORKLOADS
 from keras_learned_lr.callback import VALIDATION_SIZE
 from keras_learned_lr.control.controller import Controller
@@ -18,7 +19,11 @@ from keras_learned_lr.learning.evaluation import examine, greedy_act, set_exams
 from keras_learned_lr.learning.tasks.sampler import TaskSampler
 from keras_learned_lr.learning.tasks.split import choose_templates
 
-# Tasks of the validation families, all of them: none trains a controller or scores one.
+# Tasks of validation families, of which none trains a controller or scores one.
+TEMPLATES = (
+    *("rings_nesterov", "rings_adam", "phases_adamw", "phases_sgd", "digits_adam"),
+    *("digits_nesterov", "majority_rmsprop", "text_adam", "friends_adagrad"),
+)
 HORIZONS, TASKS, SEED = (100, 400), 8, 77
 
 
@@ -47,7 +52,7 @@ def run(
     results: str | Path,
     settings: tuple[Setting, ...] = SETTINGS,
     measure: bool = True,
-    templates: Sequence[str] = (),
+    templates: Sequence[str] = TEMPLATES,
 ) -> list[dict[str, Any]]:
     """Measures what is not in the results yet, and returns the points.
 
@@ -58,7 +63,7 @@ def run(
         results: A JSON-lines file that keeps every mark and every time.
         settings: What to compare.
         measure: False leaves it at what the results hold.
-        templates: Names of the tasks; all validation ones where empty.
+        templates: Names of validation templates.
 
     Returns:
         A dict for each setting that there are results of: `decisions`,
@@ -73,7 +78,9 @@ def run(
         ValueError: If there are no results of the default setting.
     """
     path = Path(results)
-    known = json_lines.read(path)
+    # Marks of another controller are another front.
+    own = checksum("default")
+    known = [r for r in json_lines.read(path) if r.get("controller", own) == own]
     if measure:
         for record in _measured(settings, known, templates):
             known.append(record)
@@ -178,7 +185,8 @@ def _measured(
             for exam in exams
         ]
         found = examine(own, act, controller.initial_state)
-        yield {**setting._asdict(), **dataclasses.asdict(found)}
+        marks = dataclasses.asdict(found)
+        yield {"controller": checksum("default"), **setting._asdict(), **marks}
 
 
 def _sampler(controller: Controller, setting: Setting) -> TaskSampler:

@@ -1,7 +1,6 @@
 """Writes a controller as a lean SavedModel that TensorFlow and its server load."""
 
 import importlib.util
-import shutil
 import tempfile
 import warnings
 from pathlib import Path
@@ -16,6 +15,7 @@ from keras_learned_lr.control.description import describe
 from keras_learned_lr.control.model_card import write_card
 from keras_learned_lr.control.versions import write_version
 from keras_learned_lr.control.warm_up import warm_up_requests, write_warm_up
+from keras_learned_lr.files import finish_folder
 
 
 class _ExportedController(tf.Module):
@@ -99,13 +99,10 @@ def export_controller(controller: Exportable, path: str | Path) -> Path:
                 "new folder for the controller."
             )
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside and renamed: nobody loads half a controller.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         written = Path(folder) / "controller"
         _save(controller, written)
-        if path.exists():
-            shutil.rmtree(path)
-        written.rename(path)
+        finish_folder(written, path)
     return path
 
 

@@ -191,7 +191,9 @@ def examine(
 def ratios_to_best(exam: Exam, losses: np.ndarray) -> np.ndarray:
     """Returns final losses over the best cosine's, `[tasks, len(OFFSETS)]`."""
     ratio = losses.reshape(-1, len(OFFSETS)) / exam.best_cosine[:, np.newaxis]
-    return np.where(np.isfinite(ratio), np.minimum(ratio, WORST_RATIO), WORST_RATIO)
+    # Where no cosine came to an end there is no telling how much better it is.
+    kept = np.clip(ratio, 1.0 / WORST_RATIO, WORST_RATIO)
+    return np.where(np.isfinite(ratio), kept, WORST_RATIO)
 
 
 def mark(exams: Sequence[Exam], ratios: Sequence[np.ndarray]) -> Result:
@@ -201,6 +203,7 @@ def mark(exams: Sequence[Exam], ratios: Sequence[np.ndarray]) -> Result:
     every = np.concatenate(ratios)
     ratio = _geometric_mean(every[:, near])
     lead = np.concatenate([exam.tuned_cosine / exam.best_cosine for exam in exams])
+    lead = np.where(np.isfinite(lead), lead, 1.0)
     return Result(
         ratio=ratio,
         tuned_ratio=ratio / _geometric_mean(lead),

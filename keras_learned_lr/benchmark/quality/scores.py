@@ -202,7 +202,8 @@ def _by_start(
                 rows = records_of(protocol, task, Entry(method, (start,)))
                 if rows is not None and task.name in references:
                     tables.append(_ratios(rows, references[task.name]))
-            if tables:
+            # A mean over fewer tasks is no neighbour of one over all.
+            if len(tables) == len(references):
                 found.setdefault(method.name, {})[f"{start:g}"] = _summary(tables)
     return found
 
