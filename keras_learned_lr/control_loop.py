@@ -403,20 +403,21 @@ class ControlLoop:
             # of before are back.
             follow = (look.finite > 0.5) | collapsed
             settled = self._form.settle(state, follow, collapsed)
+            memory = self._memory.read()
             follow &= tf.math.is_finite(action)
             moved, rate = self._form.step(
                 settled,
                 tf.where(follow, action, float("nan")),
                 self._probe.step,
                 self._horizon.read_value(),
-                collapsed,
+                collapsed | (memory.retreats > 0.5),
             )
             done = tf.where(follow, tf.clip_by_value(action, -1.0, 1.0), 0.0)
             self._action_state.assign(moved)
             self._set(rate)
             if self._plan.moves:
                 self._write_plan()
-            self._memory.assign(self._memory.read()._replace(previous_action=done))
+            self._memory.assign(memory._replace(previous_action=done))
             _assign_all(self._policy_state, map(_where_finite, new_state, policy_state))
             factor = moved.level / state.level
             contested = tf.greater(self._contested, 0.0)

@@ -183,8 +183,13 @@ def test_where_averages_lag_the_training_loss_has_to_rise_too(
     assert judged(memory, np.nan, training, step, lags=True)[0]
 
 
-@pytest.mark.parametrize(("kept", "again"), [(1.1, True), (1.3, False)])
-def test_after_three_times_only_what_is_better_comes_back(kept, again):
+@pytest.mark.parametrize(
+    ("now", "kept", "again"),
+    [(2.3, 1.1, True), (2.3, 2.1, False), (2.1, 1.1, False)],
+)
+def test_after_three_times_a_run_is_saved_from_being_worse_than_nothing(
+    now, kept, again
+):
     memory = initial_memory()._replace(
         first_validation_loss=tf.constant(2.0),
         best_validation_loss=tf.constant(1.0),
@@ -192,12 +197,38 @@ def test_after_three_times_only_what_is_better_comes_back(kept, again):
         kept_validation_loss=tf.constant(kept),
         setbacks=tf.constant(3.0),
     )
-    assert judged(memory, 1.5)[0] == again
-    assert judged(memory._replace(setbacks=tf.constant(2.0)), 1.5)[0]
+    assert judged(memory, now)[0] == again
+    assert judged(memory._replace(setbacks=tf.constant(2.0)), now)[0]
+    assert not judged(memory, now)[1].retreats
+    # Where losses lag the weights stay, and the level alone comes down.
+    memory = memory._replace(
+        first_training_loss=tf.constant(2.0),
+        best_training_loss=tf.constant(1.0),
+        training_seen=tf.constant(1.0),
+    )
+    found, after = judged(memory, now, training=2.3, lags=True)
+    assert not found and after.retreats == (now > 2.2)
+    assert not judged(memory, now, training=2.1, lags=True)[1].retreats
     # What a run goes back to is of its last sound decision.
     for loss, step, remembered in ((1.2, 50, 1.2), (1.5, 50, kept), (1.2, 1, kept)):
         after = judged(memory, loss, step=step)[1]
         assert float(after.kept_validation_loss) == pytest.approx(remembered)
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_what_ruins_a_model_that_had_learned_does_not_go_on(normalised):
+    """A controller that raises the level all along, from a loss near its floor."""
+    trainee = model("adam", batch_norm=normalised)
+    x, y = data(512)
+    trainee.fit(x, y, epochs=40, verbose=0)
+    before = trainee.evaluate(x, y, verbose=0)
+    learned = rate(GraphController(0.5, form=every(8, decades=1.0)))
+    learned_from = {"batch_size": 32, "epochs": 20, "shuffle": True}
+    with pytest.warns(UserWarning, match="The loss rose to"):
+        fit(trainee, [learned], x, y, **learned_from)
+    rates = learned.decisions["learning_rate"]
+    assert rates.max() < 1.0
+    assert trainee.evaluate(x, y, verbose=0) < 20 * before
 
 
 def test_a_weight_that_is_not_finite_takes_the_weights_back():

@@ -17,8 +17,8 @@ UNDONE, AT_LEAST = 0.25, 0.1
 ALIKE = 1e-8
 # Windows in a row whose last training loss was not finite: one may be of a bad batch.
 PATIENCE = 3
-# As often in a row weights go back at least; after that only to such as are better by
-# what counts as undone, or they are not what is at fault.
+# As often in a row weights go back; after that they are not what is at fault, unless
+# the run is worse than it was at its beginning.
 ATTEMPTS = 3
 # In this share of a run they go back to its beginning. A momentum that an excessive
 # learning rate has filled ruins weights later on, whatever the rate is then, and a loss
@@ -36,8 +36,10 @@ def has_collapsed(
     0 is like any other. They are too where a model has died, as one does whose ReLUs
     are all at 0: it says the same of every example, for good, and where nothing had
     been learned yet no loss need have risen. If any of it happens again and again,
-    whatever the learning rate, and the weights of before are not much better, it is not
-    the rate (the loss itself is another by now, say): then they are left to recover.
+    whatever the learning rate, it is not the rate (a momentum goes on, say, or the loss
+    itself is another by now): then they are left to recover. But while the loss is
+    above that of the run's beginning, weights that have a lower one come back all the
+    same; where losses lag, the level retreats and the weights stay (`Memory.retreats`).
 
     Args:
         statistics: Of the window, scalars or `[batch]`.
@@ -61,8 +63,9 @@ def has_collapsed(
         m.best_validation_loss,
     )
     broken = ~tf.math.is_finite(s.validation_loss)
-    # A NaN in a weight may be hidden by a ReLU, and every loss be finite.
-    broken |= ~tf.math.is_finite(s.weight_norm) & (m.validation_seen > 0.5)
+    # A NaN in a weight may be hidden by a ReLU, and every loss be finite. A norm that
+    # overflows is no NaN: what is normalised trains on with it.
+    broken |= tf.math.is_nan(s.weight_norm) & (m.validation_seen > 0.5)
     undone |= broken & (m.validation_seen > 0.5)
     if lags:
         risen = _is_undone(
@@ -74,14 +77,21 @@ def has_collapsed(
         undone &= young | broken | risen
     else:
         undone |= s.output_variance_after < ALIKE * s.output_variance_before
-    allowed = _allowed(m.first_validation_loss, m.best_validation_loss)
-    better = s.validation_loss - m.kept_validation_loss > allowed
-    again = broken | better | (m.setbacks < ATTEMPTS)
+    again = broken | (m.setbacks < ATTEMPTS)
+    worse = _is_above(s.validation_loss, m.first_validation_loss)
+    if lags:
+        # What a loss that lags says of the weights kept is not sure enough.
+        worse &= _is_above(s.training_loss, m.first_training_loss)
+    else:
+        again |= worse & _keeps_better(s.validation_loss, m)
     # What is broken goes back as often as it takes, and says nothing of the others.
     setbacks = tf.where(undone, m.setbacks + tf.where(broken, 0.0, 1.0), 0.0)
     keeps = ~broken & (tf.equal(setbacks, 0.0) & ~young | (m.validation_seen < 0.5))
     kept = tf.where(keeps, s.validation_loss, m.kept_validation_loss)
-    return undone & again, m._replace(setbacks=setbacks, kept_validation_loss=kept)
+    m = m._replace(setbacks=setbacks, kept_validation_loss=kept)
+    if lags:
+        m = m._replace(retreats=tf.cast(undone & worse, tf.float32))
+    return undone & again, m
 
 
 def has_broken(statistics: Statistics, memory: Memory) -> tuple[tf.Tensor, Memory]:
@@ -110,6 +120,20 @@ def _is_undone(
     # Of a loss that began at 0 and has not fallen nothing is known.
     lost = ~tf.math.is_finite(loss) | (loss - best > allowed) & (allowed > 0.0)
     return (seen > 0.5) & lost
+
+
+def _is_above(loss: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
+    """Whether a run is worse than at its beginning.
+
+    Below that much of what it has learned since may still be there, and it is left to
+    recover, as where a momentum goes on.
+    """
+    return loss - first > AT_LEAST * tf.abs(first)
+
+
+def _keeps_better(loss: tf.Tensor, m: Memory) -> tf.Tensor:
+    allowed = _allowed(m.first_validation_loss, m.best_validation_loss)
+    return loss - m.kept_validation_loss > allowed
 
 
 def _allowed(first: tf.Tensor, best: tf.Tensor) -> tf.Tensor:

@@ -60,7 +60,7 @@ class Choices(NamedTuple):
             decisions]`.
         default: The default learning rate, over the same, `[runs, decisions]`.
         progress: Training steps taken and of the whole run, `[runs, decisions, 2]`.
-        collapsed: 1 where the weights go back, which bounds the new level,
+        retreats: 1 where the new level is bounded, as where weights go back,
             `[runs, decisions]`.
         counts: 1 for a decision to learn from, 0 for what came after a run was lost
             and for what fills the rows of short runs, `[runs, decisions]`.
@@ -73,7 +73,7 @@ class Choices(NamedTuple):
     level: np.ndarray
     default: np.ndarray
     progress: np.ndarray
-    collapsed: np.ndarray
+    retreats: np.ndarray
     counts: np.ndarray
     task: np.ndarray
     costs: np.ndarray
@@ -156,7 +156,7 @@ class Imitation:
                     stood.action.level.numpy() / reference,
                     stood.action.default.numpy() / reference,
                     np.tile(progress.astype("float32"), (len(batch.task), 1)),
-                    stood.collapsed.numpy().astype("float32"),
+                    stood.retreats.numpy().astype("float32"),
                     (stood.alive | stood.collapsed).numpy().astype("float32"),
                 )
             )
@@ -278,7 +278,7 @@ def join(batches: Iterable[Choices]) -> Choices:
         level=joined("level", "edge"),
         default=joined("default", "edge"),
         progress=joined("progress", "edge"),
-        collapsed=joined("collapsed", "edge"),
+        retreats=joined("retreats", "edge"),
         counts=joined("counts", "constant"),
         task=np.concatenate(tasks),
         costs=np.concatenate([c.costs for c in kept]),
@@ -366,7 +366,7 @@ def build_step(
 def _chosen_level(form: ActionForm, action: tf.Tensor, runs: Choices) -> tf.Tensor:
     state = form.initial_state(runs.default)._replace(level=runs.level)
     step, horizon = runs.progress[..., 0], runs.progress[..., 1]
-    return form.step(state, action, step, horizon, runs.collapsed > 0.0)[0].level
+    return form.step(state, action, step, horizon, runs.retreats > 0.0)[0].level
 
 
 def cost_of(level: tf.Tensor, costs: tf.Tensor) -> tf.Tensor:

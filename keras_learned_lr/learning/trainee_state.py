@@ -113,6 +113,11 @@ class TraineesState(NamedTuple):
     memory: Memory
     previous_update: tf.Tensor
 
+    @property
+    def retreats(self) -> tf.Tensor:
+        """Whether the level comes down whatever the action, bool `[batch]`."""
+        return self.collapsed | (self.memory.retreats > 0.5)
+
 
 class Look(NamedTuple):
     """What one look at the trainees shows.

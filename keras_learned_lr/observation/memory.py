@@ -29,6 +29,7 @@ class Memory(NamedTuple):
             goes back to.
         setbacks: Decisions in a row, up to the last one, at which what had been learned
             was undone; see `has_collapsed`.
+        retreats: 1 where the level comes down as if weights went back, else 0.
         previous_action: The action of the previous decision, clipped to [-1, 1].
         averages: Running averages of features, `[averages]` or `[batch, averages]`.
     """
@@ -46,6 +47,7 @@ class Memory(NamedTuple):
     validation_trend: tf.Tensor
     kept_validation_loss: tf.Tensor
     setbacks: tf.Tensor
+    retreats: tf.Tensor
     previous_action: tf.Tensor
     averages: tf.Tensor
 

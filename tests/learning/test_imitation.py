@@ -175,13 +175,13 @@ def test_where_the_weights_go_back_no_level_is_chosen_that_is_not_set():
         LearnerConfig(observation=("log_level", "progress"), hidden=(16,))
     )
     choices = kinds_of_tasks(decisions=2, tells=[0, 1])
-    collapsed = np.tile(np.array([0, 1], np.float32), (2000, 1))
+    retreats = np.tile(np.array([0, 1], np.float32), (2000, 1))
     # What a level costs is how high it is.
     rising = np.tile(LEVELS, (2, 1))
-    choices = choices._replace(collapsed=collapsed, costs=rising)
+    choices = choices._replace(retreats=retreats, costs=rising)
     found = build_costs(learner)(rows_of(choices, np.arange(2000))).numpy()
     free = build_costs(learner)(
-        rows_of(choices._replace(collapsed=0 * collapsed), np.arange(2000))
+        rows_of(choices._replace(retreats=0 * retreats), np.arange(2000))
     ).numpy()
     np.testing.assert_array_equal(found[:, 0], free[:, 0])
     retreat = np.log10(0.5 * choices.level[:, 1])
