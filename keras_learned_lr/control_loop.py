@@ -410,7 +410,8 @@ class ControlLoop:
                 tf.where(follow, action, float("nan")),
                 self._probe.step,
                 self._horizon.read_value(),
-                collapsed | (memory.retreats > 0.5),
+                collapsed | (memory.retreats > 1.5),
+                memory.retreats > 0.5,
             )
             done = tf.where(follow, tf.clip_by_value(action, -1.0, 1.0), 0.0)
             self._action_state.assign(moved)

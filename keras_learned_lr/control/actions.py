@@ -193,6 +193,7 @@ class ActionForm(Configurable):
         step: tf.Tensor,
         horizon: tf.Tensor,
         collapsed: tf.Tensor | bool = False,
+        held: tf.Tensor | bool = False,
     ) -> tuple[ActionState, tf.Tensor]:
         """Applies one action.
 
@@ -205,6 +206,7 @@ class ActionForm(Configurable):
             collapsed: bool, whether the weights go back to where the window that ran
                 at the state's level began: then the new level is at most `RETREAT`
                 times that one, whatever the action.
+            held: bool, whether the new level is at most the old one.
 
         Returns:
             The new state, and the learning rate for the next training step.
@@ -213,6 +215,7 @@ class ActionForm(Configurable):
         moved = self._move(state, clipped, progress_of(step, horizon))
         known = tf.math.is_finite(action) & ~tf.math.is_nan(moved)
         level = tf.where(known, moved, state.level)
+        level = tf.where(held, tf.minimum(level, state.level), level)
         below = tf.minimum(level, RETREAT * state.level)
         level = tf.where(collapsed, below, level)
         level = tf.clip_by_value(level, state.low, state.high)

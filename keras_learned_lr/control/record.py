@@ -80,8 +80,8 @@ class Record(NamedTuple):
             what = "is not finite any more"
             if known:
                 what = (
-                    f"rose to {self.loss:.4g}, or the model came to say the same of "
-                    "every example"
+                    f"rose to {self.loss:.4g}, or a weight is not finite, or the model "
+                    "came to say the same of every example"
                 )
             yield (
                 "rollback",

@@ -17,8 +17,7 @@ UNDONE, AT_LEAST = 0.25, 0.1
 ALIKE = 1e-8
 # Windows in a row whose last training loss was not finite: one may be of a bad batch.
 PATIENCE = 3
-# As often in a row weights go back; after that they are not what is at fault, unless
-# the run is worse than it was at its beginning.
+# As often in a row weights go back; after that they are not what is at fault.
 ATTEMPTS = 3
 # In this share of a run they go back to its beginning. A momentum that an excessive
 # learning rate has filled ruins weights later on, whatever the rate is then, and a loss
@@ -38,8 +37,8 @@ def has_collapsed(
     been learned yet no loss need have risen. If any of it happens again and again,
     whatever the learning rate, it is not the rate (a momentum goes on, say, or the loss
     itself is another by now): then they are left to recover. But while the loss is
-    above that of the run's beginning, weights that have a lower one come back all the
-    same; where losses lag, the level retreats and the weights stay (`Memory.retreats`).
+    above that of the run's beginning, and not with the weights of before, the level
+    does not rise, and comes down when the loss rises (`Memory.retreats`).
 
     Args:
         statistics: Of the window, scalars or `[batch]`.
@@ -83,14 +82,17 @@ def has_collapsed(
         # What a loss that lags says of the weights kept is not sure enough.
         worse &= _is_above(s.training_loss, m.first_training_loss)
     else:
-        again |= worse & _keeps_better(s.validation_loss, m)
+        worse &= _keeps_better(s.validation_loss, m)
     # What is broken goes back as often as it takes, and says nothing of the others.
     setbacks = tf.where(undone, m.setbacks + tf.where(broken, 0.0, 1.0), 0.0)
     keeps = ~broken & (tf.equal(setbacks, 0.0) & ~young | (m.validation_seen < 0.5))
     kept = tf.where(keeps, s.validation_loss, m.kept_validation_loss)
-    m = m._replace(setbacks=setbacks, kept_validation_loss=kept)
-    if lags:
-        m = m._replace(retreats=tf.cast(undone & worse, tf.float32))
+    rises = s.validation_loss > m.previous_validation_loss
+    m = m._replace(
+        setbacks=setbacks,
+        kept_validation_loss=kept,
+        retreats=tf.where(undone & worse, tf.where(rises, 2.0, 1.0), 0.0),
+    )
     return undone & again, m
 
 

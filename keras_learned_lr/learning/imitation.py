@@ -60,8 +60,7 @@ class Choices(NamedTuple):
             decisions]`.
         default: The default learning rate, over the same, `[runs, decisions]`.
         progress: Training steps taken and of the whole run, `[runs, decisions, 2]`.
-        retreats: 1 where the new level is bounded, as where weights go back,
-            `[runs, decisions]`.
+        retreats: See `TraineesState.retreats`, `[runs, decisions]`.
         counts: 1 for a decision to learn from, 0 for what came after a run was lost
             and for what fills the rows of short runs, `[runs, decisions]`.
         task: int32, the row of `costs`, `[runs]`.
@@ -156,7 +155,7 @@ class Imitation:
                     stood.action.level.numpy() / reference,
                     stood.action.default.numpy() / reference,
                     np.tile(progress.astype("float32"), (len(batch.task), 1)),
-                    stood.retreats.numpy().astype("float32"),
+                    stood.retreats.numpy(),
                     (stood.alive | stood.collapsed).numpy().astype("float32"),
                 )
             )
@@ -366,7 +365,8 @@ def build_step(
 def _chosen_level(form: ActionForm, action: tf.Tensor, runs: Choices) -> tf.Tensor:
     state = form.initial_state(runs.default)._replace(level=runs.level)
     step, horizon = runs.progress[..., 0], runs.progress[..., 1]
-    return form.step(state, action, step, horizon, runs.retreats > 0.0)[0].level
+    bounds = runs.retreats > 1.5, runs.retreats > 0.5
+    return form.step(state, action, step, horizon, *bounds)[0].level
 
 
 def cost_of(level: tf.Tensor, costs: tf.Tensor) -> tf.Tensor:

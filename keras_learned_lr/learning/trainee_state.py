@@ -115,8 +115,8 @@ class TraineesState(NamedTuple):
 
     @property
     def retreats(self) -> tf.Tensor:
-        """Whether the level comes down whatever the action, bool `[batch]`."""
-        return self.collapsed | (self.memory.retreats > 0.5)
+        """`Memory.retreats`, 2 where weights go back, float32 `[batch]`."""
+        return tf.where(self.collapsed, 2.0, self.memory.retreats)
 
 
 class Look(NamedTuple):

@@ -175,7 +175,7 @@ def test_where_the_weights_go_back_no_level_is_chosen_that_is_not_set():
         LearnerConfig(observation=("log_level", "progress"), hidden=(16,))
     )
     choices = kinds_of_tasks(decisions=2, tells=[0, 1])
-    retreats = np.tile(np.array([0, 1], np.float32), (2000, 1))
+    retreats = np.tile(np.array([0, 2], np.float32), (2000, 1))
     # What a level costs is how high it is.
     rising = np.tile(LEVELS, (2, 1))
     choices = choices._replace(retreats=retreats, costs=rising)
