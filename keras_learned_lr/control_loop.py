@@ -314,7 +314,7 @@ class ControlLoop:
         """Measures what the weights that are back are worth now.
 
         A loss that is another by now (a term whose weight grows, a target that moves)
-        is as high with them, and no reason to go back to them again.
+        is as high with them, and no reason to keep the level down.
         """
         if not self.validates:
             return
