@@ -143,4 +143,4 @@ def _scaled(learning_rate: Any, share: float) -> Any:
 
 def _value(variable: keras.Variable) -> float:
     # float() on the variable itself fails under MirroredStrategy.
-    return float(keras.ops.convert_to_tensor(variable))
+    return float(keras.ops.convert_to_numpy(variable))

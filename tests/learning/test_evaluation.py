@@ -65,7 +65,9 @@ def test_the_cosine_grid_follows_its_formula(sampler, exams):
         level = members.learning_rate * tf.constant(shape, tf.float32)
         state = state._replace(
             action=state.action._replace(level=level, good=level),
-            collapsed=tf.zeros_like(state.collapsed),  # a cosine never goes back
+            # A cosine never goes back, nor down.
+            collapsed=tf.zeros_like(state.collapsed),
+            memory=state.memory._replace(retreats=tf.zeros(24)),
         )
         state, _ = plain.advance(members, state, tf.zeros(24), tf.constant(1, tf.int64))
     found = scores(batch, state).reshape(3, 8)
