@@ -98,9 +98,9 @@ def test_to_exactly_what_was_there():
     ],
 )
 def test_what_counts_as_collapse(first, best, now, collapsed):
-    memory = initial_memory()._replace(
-        first_validation_loss=tf.constant(first),
-        best_validation_loss=tf.constant(best),
+    memory = remembering(
+        first_validation_loss=first,
+        best_validation_loss=best,
     )
     # Before there was a loss, nothing can be undone.
     assert not judged(memory, validation=now)[0]
@@ -109,6 +109,12 @@ def test_what_counts_as_collapse(first, best, now, collapsed):
     assert found == collapsed
     # As often as it takes, where it is not finite.
     assert after.setbacks == (collapsed and np.isfinite(now))
+
+
+def remembering(**numbers):
+    """A memory of which these are not 0."""
+    tensors = {name: tf.constant(number) for name, number in numbers.items()}
+    return initial_memory()._replace(**tensors)
 
 
 def judged(memory, validation, training=0.0, step=50, lags=False, outputs=(0.0, 0.0)):
@@ -139,10 +145,10 @@ def judged(memory, validation, training=0.0, step=50, lags=False, outputs=(0.0, 
     ],
 )
 def test_a_model_that_says_the_same_of_every_example_has_died(before, after, died):
-    memory = initial_memory()._replace(
-        first_validation_loss=tf.constant(2.0),
-        best_validation_loss=tf.constant(2.0),
-        validation_seen=tf.constant(1.0),
+    memory = remembering(
+        first_validation_loss=2.0,
+        best_validation_loss=2.0,
+        validation_seen=1.0,
     )
     # The loss is lower than it was: an average is better than what it said at first.
     found, memory = judged(memory, 1.9, outputs=(before, after))
@@ -165,13 +171,13 @@ def test_a_model_that_says_the_same_of_every_example_has_died(before, after, die
 def test_where_averages_lag_the_training_loss_has_to_rise_too(
     training, step, collapsed
 ):
-    memory = initial_memory()._replace(
-        first_validation_loss=tf.constant(2.0),
-        best_validation_loss=tf.constant(1.0),
-        validation_seen=tf.constant(1.0),
-        first_training_loss=tf.constant(2.0),
-        best_training_loss=tf.constant(1.0),
-        training_seen=tf.constant(1.0),
+    memory = remembering(
+        first_validation_loss=2.0,
+        best_validation_loss=1.0,
+        validation_seen=1.0,
+        first_training_loss=2.0,
+        best_training_loss=1.0,
+        training_seen=1.0,
     )
     found, after = judged(memory, 1.5, training, step, lags=True)
     assert found == collapsed
@@ -190,12 +196,12 @@ def test_where_averages_lag_the_training_loss_has_to_rise_too(
 def test_after_three_times_the_level_comes_down_while_a_run_is_worse_than_nothing(
     now, kept, again
 ):
-    memory = initial_memory()._replace(
-        first_validation_loss=tf.constant(2.0),
-        best_validation_loss=tf.constant(1.0),
-        validation_seen=tf.constant(1.0),
-        kept_validation_loss=tf.constant(kept),
-        setbacks=tf.constant(3.0),
+    memory = remembering(
+        first_validation_loss=2.0,
+        best_validation_loss=1.0,
+        validation_seen=1.0,
+        kept_validation_loss=kept,
+        setbacks=3.0,
     )
     found, after = judged(memory, now)
     # Higher than at the decision before, at which it was 0 here.
@@ -267,7 +273,7 @@ def test_one_example_that_is_repeated_is_no_model_that_died():
 
 
 def test_a_loss_that_begins_at_nothing_may_rise():
-    memory = initial_memory()._replace(validation_seen=tf.constant(1.0))
+    memory = remembering(validation_seen=1.0)
     assert not judged(memory, 1e-4)[0]
     assert judged(memory, np.nan)[0]
 

@@ -79,10 +79,11 @@ def run(
     """
     path = Path(results)
     # Marks of another controller are another front.
-    own = checksum("default")
-    known = [r for r in json_lines.read(path) if r.get("controller", own) == own]
+    controller = checksum("default")
+    records = json_lines.read(path)
+    known = [r for r in records if r.get("controller", controller) == controller]
     if measure:
-        for record in _measured(settings, known, templates):
+        for record in _measured(controller, settings, known, templates):
             known.append(record)
             json_lines.append(path, record)
     return points(known, settings)
@@ -159,9 +160,12 @@ def _setting(record: dict) -> Setting:
 
 
 def _measured(
-    settings: Sequence[Setting], known: list[dict], templates: Sequence[str]
+    identity: str | None,
+    settings: Sequence[Setting],
+    known: list[dict],
+    templates: Sequence[str],
 ) -> Iterator[dict[str, Any]]:
-    """Yields the records that are not known."""
+    """Yields the records not known yet; `identity` is the controller's checksum."""
     timed = {(r["validation_size"], r["model"]) for r in known if "model" in r}
     for size in dict.fromkeys(setting.validation_size for setting in settings):
         for name, workload in WORKLOADS.items():
@@ -186,7 +190,7 @@ def _measured(
         ]
         found = examine(own, act, controller.initial_state)
         marks = dataclasses.asdict(found)
-        yield {"controller": checksum("default"), **setting._asdict(), **marks}
+        yield {"controller": identity, **setting._asdict(), **marks}
 
 
 def _sampler(controller: Controller, setting: Setting) -> TaskSampler:

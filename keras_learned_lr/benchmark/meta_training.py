@@ -64,7 +64,8 @@ def run(
 
 
 def _one_seed(seed: int, config: str, folder: Path) -> dict[str, Any]:
-    chosen = read_config(config).with_seed(seed)
+    given = read_config(config)
+    chosen = given.with_seed(seed)
     training = MetaTraining(chosen, folder, resume=(folder / CONFIG).exists())
     progress = training.run()
     exams = set_exams(
@@ -77,7 +78,7 @@ def _one_seed(seed: int, config: str, folder: Path) -> dict[str, Any]:
     row: dict[str, Any] = {
         "seed": seed,
         "config": config,
-        "settings": checksum(read_config(config)),
+        "settings": checksum(given),
         "rounds": progress.round,
         "trainee_steps": progress.trainee_steps,
         "minutes": sum(progress.seconds.values()) / 60,

@@ -64,8 +64,8 @@ def has_collapsed(
     broken = ~tf.math.is_finite(s.validation_loss)
     # A NaN in a weight may be hidden by a ReLU, and every loss be finite. A norm that
     # overflows is no NaN: what is normalised trains on with it.
-    broken |= tf.math.is_nan(s.weight_norm) & (m.validation_seen > 0.5)
-    undone |= broken & (m.validation_seen > 0.5)
+    hidden = tf.math.is_nan(s.weight_norm) & (m.validation_seen > 0.5)
+    broken, undone = broken | hidden, undone | hidden
     if lags:
         risen = _is_undone(
             s.training_loss,
