@@ -18,6 +18,7 @@ from keras_learned_lr.learning.tasks import (  # noqa: F401
     text,
     textures,
     topics,
+    units,
 )
 from keras_learned_lr.learning.tasks.models import MODELS
 from keras_learned_lr.learning.tasks.split import TaskTemplate, read_split
