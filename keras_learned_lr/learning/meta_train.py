@@ -22,7 +22,7 @@ from keras_learned_lr.learning.task_stream import (
     make_environment,
     make_sampler,
 )
-from keras_learned_lr.learning.tasks.sampler import PRIVILEGED
+from keras_learned_lr.learning.tasks.sampler import PRIVILEGED, TaskSampler
 
 CONFIG, LOG, STATE, BEST = "config.json", "log.jsonl", "state.json", "best"
 CHOICES, NOTED = "choices.npz", "noted"
@@ -83,10 +83,12 @@ class MetaTraining:
         self._check_folder(resume)
         batch = config.tasks * config.group
         self.learner = ControllerLearner(self._learner_config(), batch)
-        # A lift is for the finished controller only, so it is marked on trainees of its
-        # own; they share no template, hence no graph, with those that it learns from.
         sampler = make_sampler(config)
-        self.exam_sampler = sampler.watching(sampler.spec, config.finished_form())
+        # A lift is for the finished controller only, so it is marked on trainees of its
+        # own; and how few rows it learns from must not make its exams another task.
+        self.exam_sampler = TaskSampler(
+            sampler.spec, config.finished_form(), config.shown
+        )
         self.progress = Progress()
         self._stream = TaskStream(config, sampler)
         self._environment = make_environment(config, self._stream)

@@ -230,6 +230,17 @@ def test_a_lift_is_for_the_finished_controller_alone(tmp_path, config):
     assert exported == dataclasses.replace(config.learner.action_form, lift=0.2)
 
 
+def test_what_is_learned_from_does_not_change_the_exams(tmp_path, config):
+    config = dataclasses.replace(config, evaluation_horizons=(100,))
+    cosines = [
+        MetaTraining(given, tmp_path / str(index)).exams[0].cosine
+        for index, given in enumerate(
+            [config, dataclasses.replace(config, fewest_rows=32, most_wrong=0.02)]
+        )
+    ]
+    np.testing.assert_array_equal(*cosines)
+
+
 def test_a_run_learns_and_reports_where_its_time_goes(tmp_path, config):
     run = MetaTraining(config, tmp_path)
     before = [v.numpy() for v in run.learner.parts.actor.trainable_variables]

@@ -1,9 +1,9 @@
 """Regressions whose targets are in units of their own, far from 0.
 
 A price in dollars is some 10^5, and a new model says 0. With an optimizer whose steps
-are as long as the learning rate, whatever the gradient, next to nothing is learned until
-the outputs have come that far: from the loss it looks like a plateau, and what ends it
-is a learning rate that is decades above the usual one.
+are as long as the learning rate, whatever the gradient, next to nothing is learned
+until the outputs have come that far: from the loss it looks like a plateau, and what
+ends it is a learning rate that is decades above the usual one.
 """
 
 import numpy as np
@@ -32,8 +32,8 @@ def _in_units(rng: np.random.Generator, values: np.ndarray) -> np.ndarray:
 def prices(rng: np.random.Generator) -> Data:
     """Draws what is worth a product of several things, skewed as prices are."""
     x = rng.normal(size=(PLENTY, int(rng.integers(4, 17))))
-    of_each = rng.normal(size=x.shape[1]) * (rng.random(x.shape[1]) < 0.5)
-    of_each[0] += 1.0
+    of_each = rng.normal(size=x.shape[1]) * rng.integers(0, 2, x.shape[1])
+    of_each = of_each + np.eye(x.shape[1])[0]
     worth = x @ of_each + rng.normal() * np.maximum(x[:, 0], x[:, 1])
     skewed = np.exp(rng.uniform(0.2, 0.7) * standardise(worth))
     return Data(pad_features(x, 16), _in_units(rng, skewed))
