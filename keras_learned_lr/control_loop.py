@@ -20,7 +20,12 @@ from keras_learned_lr.control.graph import Packed, Traced
 from keras_learned_lr.control.optimizer import OptimizerLearningRate
 from keras_learned_lr.control.plan import RatePlan
 from keras_learned_lr.control.record import Look, Record, pack, unpack
-from keras_learned_lr.control.rollback import Rollback, has_broken, has_collapsed
+from keras_learned_lr.control.rollback import (
+    Rollback,
+    has_broken,
+    has_collapsed,
+    retreat_of,
+)
 from keras_learned_lr.observation.layers import moving_statistics
 from keras_learned_lr.observation.memory import Memory
 from keras_learned_lr.observation.probe import Probe
@@ -410,8 +415,7 @@ class ControlLoop:
                 tf.where(follow, action, float("nan")),
                 self._probe.step,
                 self._horizon.read_value(),
-                collapsed | (memory.retreats > 1.5),
-                memory.retreats > 0.5,
+                retreat_of(collapsed, memory),
             )
             done = tf.where(follow, tf.clip_by_value(action, -1.0, 1.0), 0.0)
             self._action_state.assign(moved)

@@ -38,7 +38,7 @@ def one_line_errors() -> Iterator[None]:
     """Tells what is wrong with what was asked for in a line, without a traceback."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from error
 
 

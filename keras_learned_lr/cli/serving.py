@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from keras_learned_lr.cli.apps import AsJson, app
+from keras_learned_lr.cli.apps import AsJson, app, one_line_errors
 
 
 @app.command()
@@ -39,7 +39,7 @@ def export(
     from keras_learned_lr.controllers import as_controller
     from keras_learned_lr.rehearsal import rehearse
 
-    try:
+    with one_line_errors():
         members: list[Any] = [as_controller(name) for name in controllers]
         source: Any = members[0] if len(members) == 1 else Committee(members)
         if lift is not None:
@@ -48,8 +48,6 @@ def export(
         cards = [read_card(m.path) if hasattr(m, "path") else None for m in members]
         facts = joined_facts([card["trained"] if card else {} for card in cards])
         print(export_version(source, to, observations, facts))
-    except (ValueError, OSError) as error:
-        sys.exit(f"{error}")
 
 
 @app.command("serve-check")

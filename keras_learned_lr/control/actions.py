@@ -22,6 +22,8 @@ SMALLEST, LARGEST = 1e-30, 1e30
 COOLDOWN = 0.2
 # A level under which a run collapsed is left for this share of it, or a lower one.
 RETREAT = 0.5
+# What bounds the next level, in ascending order: the old one, or `RETREAT` times that.
+HOLD, COME_DOWN = 1.0, 2.0
 
 
 class ActionState(NamedTuple):
@@ -192,8 +194,7 @@ class ActionForm(Configurable):
         action: tf.Tensor,
         step: tf.Tensor,
         horizon: tf.Tensor,
-        collapsed: tf.Tensor | bool = False,
-        held: tf.Tensor | bool = False,
+        retreat: tf.Tensor | float = 0.0,
     ) -> tuple[ActionState, tf.Tensor]:
         """Applies one action.
 
@@ -203,10 +204,10 @@ class ActionForm(Configurable):
                 clipped; what is not finite leaves the level where it is.
             step: Training steps taken so far, t.
             horizon: Training steps of the whole run, T.
-            collapsed: bool, whether the weights go back to where the window that ran
-                at the state's level began: then the new level is at most `RETREAT`
-                times that one, whatever the action.
-            held: bool, whether the new level is at most the old one.
+            retreat: `HOLD` where the new level is at most the old one, whatever the
+                action, `COME_DOWN` where it is at most `RETREAT` times the old one, as
+                where the weights go back to where the window that ran at it began,
+                else 0.
 
         Returns:
             The new state, and the learning rate for the next training step.
@@ -215,12 +216,12 @@ class ActionForm(Configurable):
         moved = self._move(state, clipped, progress_of(step, horizon))
         known = tf.math.is_finite(action) & ~tf.math.is_nan(moved)
         level = tf.where(known, moved, state.level)
-        level = tf.where(held, tf.minimum(level, state.level), level)
-        below = tf.minimum(level, RETREAT * state.level)
-        level = tf.where(collapsed, below, level)
+        comes_down = retreat >= COME_DOWN
+        most = tf.where(comes_down, RETREAT * state.level, state.level)
+        level = tf.where(retreat >= HOLD, tf.minimum(level, most), level)
         level = tf.clip_by_value(level, state.low, state.high)
         # What is held after the next window must not be what ruined this one.
-        good = tf.where(collapsed, tf.minimum(state.good, level), state.good)
+        good = tf.where(comes_down, tf.minimum(state.good, level), state.good)
         state = state._replace(level=level, good=good)
         return state, self.learning_rate(state, step, horizon)
 

@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from keras_learned_lr.control.actions import progress_of
+from keras_learned_lr.control.actions import COME_DOWN, HOLD, progress_of
 from keras_learned_lr.control.graph import Traced
 from keras_learned_lr.observation.layers import is_built
 from keras_learned_lr.observation.memory import Memory
@@ -91,7 +91,7 @@ def has_collapsed(
     m = m._replace(
         setbacks=setbacks,
         kept_validation_loss=kept,
-        retreats=tf.where(undone & worse, tf.where(rises, 2.0, 1.0), 0.0),
+        retreats=tf.where(undone & worse, tf.where(rises, COME_DOWN, HOLD), 0.0),
     )
     return undone & again, m
 
@@ -113,6 +113,16 @@ def has_broken(statistics: Statistics, memory: Memory) -> tuple[tf.Tensor, Memor
     windows = tf.where(broken, memory.setbacks + 1.0, 0.0)
     back = windows >= PATIENCE
     return back, memory._replace(setbacks=tf.where(back, 0.0, windows))
+
+
+def retreat_of(collapsed: tf.Tensor, memory: Memory) -> tf.Tensor:
+    """Returns what bounds the next level, as `ActionForm.step` takes it.
+
+    Args:
+        collapsed: bool, whether weights go back; then the level comes down with them.
+        memory: What was remembered at the decision.
+    """
+    return tf.where(collapsed, COME_DOWN, memory.retreats)
 
 
 def _is_undone(

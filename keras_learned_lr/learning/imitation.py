@@ -365,8 +365,7 @@ def build_step(
 def _chosen_level(form: ActionForm, action: tf.Tensor, runs: Choices) -> tf.Tensor:
     state = form.initial_state(runs.default)._replace(level=runs.level)
     step, horizon = runs.progress[..., 0], runs.progress[..., 1]
-    bounds = runs.retreats > 1.5, runs.retreats > 0.5
-    return form.step(state, action, step, horizon, *bounds)[0].level
+    return form.step(state, action, step, horizon, runs.retreats)[0].level
 
 
 def cost_of(level: tf.Tensor, costs: tf.Tensor) -> tf.Tensor:

@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from keras_learned_lr.control.actions import ActionState
+from keras_learned_lr.control.rollback import retreat_of
 from keras_learned_lr.learning import optimizers
 from keras_learned_lr.learning.gradients import WAYS
 from keras_learned_lr.observation.memory import Memory
@@ -115,8 +116,8 @@ class TraineesState(NamedTuple):
 
     @property
     def retreats(self) -> tf.Tensor:
-        """`Memory.retreats`, 2 where weights go back, float32 `[batch]`."""
-        return tf.where(self.collapsed, 2.0, self.memory.retreats)
+        """See `retreat_of`, float32 `[batch]`."""
+        return retreat_of(self.collapsed, self.memory)
 
 
 class Look(NamedTuple):

@@ -260,8 +260,7 @@ class Trainees:
             tf.where(follow, action, float("nan")),
             state.step,
             members.horizon,
-            state.retreats > 1.5,
-            state.retreats > 0.5,
+            state.retreats,
         )
         done = tf.where(follow, tf.clip_by_value(action, -1.0, 1.0), 0.0)
         return state._replace(

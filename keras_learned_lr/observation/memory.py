@@ -29,8 +29,8 @@ class Memory(NamedTuple):
             goes back to.
         setbacks: Decisions in a row, up to the last one, at which what had been learned
             was undone; see `has_collapsed`.
-        retreats: 2 where the level comes down as if weights went back, 1 where it does
-            not rise, else 0.
+        retreats: What the level does at this decision where no weights go back; see
+            `retreat_of`.
         previous_action: The action of the previous decision, clipped to [-1, 1].
         averages: Running averages of features, `[averages]` or `[batch, averages]`.
     """
