@@ -37,8 +37,8 @@ class FitTask(NamedTuple):
 
 
 def make_tasks():
-    """Returns all tasks by name; those with batch normalisation last."""
-    return _plain() | _others() | _normalised()
+    """Returns all tasks by name."""
+    return _plain() | _others() | _normalised() | _in_units()
 
 
 def split(random, x, y, validation, test):
@@ -439,4 +439,42 @@ def _normalised():
             waves, convolutions_1d, CLASSES, optimizers.SGD, 3e-1, 32, 600
         ),
         "sums_rmsprop": FitTask(added, dense, "mse", optimizers.RMSprop, 3e-3, 32, 800),
+    }
+
+
+def _in_units():
+    """Returns three regressions whose targets are as they were measured.
+
+    Their learning rates are those that suit the unit, not what a user would begin with:
+    that is a hundredth, where each is started from as well.
+    """
+    random = np.random.default_rng(3)
+    x = random.normal(size=(6000, 12)).astype("float32")
+    worth = 0.3 * x[:, 0] + 0.2 * x[:, 1] * x[:, 2] + 0.1 * np.abs(x[:, 3])
+    price = 3e5 * np.exp(worth + 0.1 * random.normal(size=6000))
+    houses = split(random, x, price[:, np.newaxis].astype("float32"), 500, 1000)
+    x, ohms = datasets.make_friedman2(6000, noise=50.0, random_state=3)
+    ohms = ohms[:, np.newaxis].astype("float32")
+    impedance = split(random, standard(x), ohms, 500, 1000)
+    x = random.normal(size=(1200, 7)).astype("float32")
+    miles = 24 - 6 * x[:, 0] + 2 * x[:, 1] ** 2 + 1.5 * x[:, 2] * x[:, 3]
+    miles = (miles + 2 * random.normal(size=1200))[:, np.newaxis].astype("float32")
+    mileage = split(random, x, miles, 150, 250)
+    adam, dense = optimizers.Adam, perceptron
+    return {
+        "houses": FitTask(
+            houses, dense((12,), (64, 64), "relu", 1), "mse", adam, 1e-0, 64, 1200
+        ),
+        "impedance": FitTask(
+            impedance,
+            dense((4,), (48, 48), "relu", 1),
+            "mse",
+            optimizers.RMSprop,
+            1e-1,
+            32,
+            800,
+        ),
+        "mileage": FitTask(
+            mileage, dense((7,), (64, 64), "relu", 1), "mae", adam, 3e-2, 32, 400
+        ),
     }

@@ -1,4 +1,4 @@
-"""Controllers in `fit`, on 23 tasks that are in no set: to choose by, not to score.
+"""Controllers in `fit`, on 26 tasks that are in no set: to choose by, not to score.
 
     python benchmarks/fits.py --seed 2 default meta_training/default/checkpoint-150
 

@@ -13,8 +13,9 @@ def as_controller(value: Any) -> Controller:
 
     Args:
         value: The name of a shipped controller; a folder written by
-            `learner.export` or by TF-Agents' `PolicySaver`; a TF-Agents `TFPolicy`; or
-            a `Controller`, a `ControllerLearner` among them.
+            `learner.export` or by TF-Agents' `PolicySaver`; a checkpoint of a learner,
+            acting greedily; a TF-Agents `TFPolicy`; or a `Controller`, a
+            `ControllerLearner` among them.
 
     Raises:
         ValueError: If a name or a folder holds no controller.
@@ -25,6 +26,10 @@ def as_controller(value: Any) -> Controller:
             from keras_learned_lr.learning.policies import load_policy_saver
 
             return load_policy_saver(value)
+        if (Path(value) / "learner.json").is_file():
+            from keras_learned_lr.learning import ControllerLearner
+
+            return ControllerLearner.load(value).greedy()
         return load_controller(value)
     if _is_tf_policy(value):
         from keras_learned_lr.learning.policies import PolicyController
