@@ -38,8 +38,10 @@ help: ## Show the targets.
 demo: $(DEMO_STAMP) ## Install what the demo needs and run it.
 	$(BIN)/keras-learned-lr demo
 
-controller: $(DEMO_STAMP) ## Train a controller by the recipe of the one that ships, or go on: 20 to 40 minutes.
+controller: $(DEMO_STAMP) ## Train the two that decide together, as those that ship, or go on: an hour and a half on a core.
 	$(BIN)/keras-learned-lr train default --to runs/default $(if $(wildcard runs/default/config.json),--resume)
+	$(BIN)/keras-learned-lr train memory --to runs/memory $(if $(wildcard runs/memory/config.json),--resume)
+	$(BIN)/keras-learned-lr export runs/default/best runs/memory/best --lift 0.04 --to runs/controller/learned_lr
 
 test: lint ## Lint, check types and run the tests, except the slow ones.
 	$(PYTEST)

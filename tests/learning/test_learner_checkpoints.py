@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pytest
 import runs
+import tensorflow as tf
 
+from keras_learned_lr.controllers import as_controller
 from keras_learned_lr.learning import ControllerLearner
 
 CASES = [
@@ -44,6 +46,19 @@ def test_continues_to_identical_weights(settings, tmp_path):
         np.testing.assert_array_equal(a, b)
     assert learner.history == other.history
     assert len(learner.history.updates) > 2
+
+
+def test_a_checkpoint_is_a_controller_that_acts_greedily(tmp_path):
+    learner = ControllerLearner(runs.small())
+    learner.save(tmp_path)
+    controller = as_controller(tmp_path)
+    observation = np.ones((3, len(learner.observation_spec.names)), np.float32)
+    actions = [
+        each.act(tf.constant(observation), each.initial_state(3)).action
+        for each in (controller, learner.greedy(), controller)
+    ]
+    np.testing.assert_array_equal(actions[0], actions[1])
+    np.testing.assert_array_equal(actions[0], actions[2])
 
 
 def test_only_the_last_save_is_kept_and_the_index_names_it(tmp_path):
