@@ -445,8 +445,8 @@ def _normalised():
 def _in_units():
     """Returns three regressions whose targets are as they were measured.
 
-    Their learning rates are those that suit the unit, not what a user would begin with:
-    that is a hundredth, where each is started from as well.
+    Their rates suit the unit. A user would begin at about a hundredth of them, which is
+    the lowest start in `fits.py`.
     """
     random = np.random.default_rng(3)
     x = random.normal(size=(6000, 12)).astype("float32")
@@ -463,7 +463,7 @@ def _in_units():
     adam, dense = optimizers.Adam, perceptron
     return {
         "houses": FitTask(
-            houses, dense((12,), (64, 64), "relu", 1), "mse", adam, 1e-0, 64, 1200
+            houses, dense((12,), (64, 64), "relu", 1), "mse", adam, 1.0, 64, 1200
         ),
         "impedance": FitTask(
             impedance,

@@ -24,7 +24,7 @@ from fit_tasks import make_tasks
 from keras_learned_lr import LearnedLearningRate
 from keras_learned_lr.benchmark.quality.methods.schedules import cosine_schedule
 from keras_learned_lr.callback import VALIDATION_SIZE
-from keras_learned_lr.learning import ControllerLearner
+from keras_learned_lr.controllers import as_controller
 
 # Fits are made of few, so that Python takes less of them.
 STEPS_PER_EXECUTION = 5
@@ -57,18 +57,17 @@ def losses(task, rate, seed, callbacks=()):
     ]
 
 
-def as_controller(named):
-    """Returns what the callback takes, and how many examples to show."""
+def shown_to(named):
+    """Returns how many validation examples a controller is shown."""
     if not (Path(named) / "learner.json").exists():
-        return named, VALIDATION_SIZE
-    config = json.loads((Path(named).parent / "config.json").read_text())
-    return ControllerLearner.load(named).greedy(), config["shown"]
+        return VALIDATION_SIZE
+    return json.loads((Path(named).parent / "config.json").read_text())["shown"]
 
 
 def main(names, seed):
     """Compares the controllers of these names."""
     warnings.simplefilter("ignore")
-    controllers = {name: as_controller(name) for name in names}
+    controllers = {name: (as_controller(name), shown_to(name)) for name in names}
     for name, task in make_tasks().items():
         rates = task.rate * 10.0 ** np.linspace(-1, 1, 5)
         schedules = [cosine_schedule(rate, task.steps, 0.05) for rate in rates]

@@ -63,8 +63,8 @@ class LearnedLearningRate(keras.callbacks.Callback):
     Args:
         controller: The name of a shipped controller, a path, a `Controller`, a
             `RestController` or `GrpcController`, a TF-Agents `TFPolicy` or
-            `PolicySaver` folder, or a `ControllerLearner`, which then learns during
-            `fit`.
+            `PolicySaver` folder, a checkpoint of a learner, or a `ControllerLearner`,
+            which then learns during `fit`.
         validation_data: What `fit` takes as `validation_data`. Without it the
             controller watches the training loss.
         validation_size: Examples of it that are looked at, chosen at the first `fit`

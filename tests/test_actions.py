@@ -11,7 +11,10 @@ import pytest
 import tensorflow as tf
 
 from keras_learned_lr.control.actions import (
+    COME_DOWN,
     ENVELOPE_FLOOR,
+    HOLD,
+    RETREAT,
     ActionForm,
     AnchoredScaleFactor,
     DirectLearningRate,
@@ -93,6 +96,24 @@ class TestContract:
         state = form.initial_state(0.01)
         rates = [float(take(form, state, a)[1]) for a in np.linspace(-1, 1, 9)]
         assert np.all(np.diff(rates) >= 0) and rates[0] < rates[-1]
+
+    @pytest.mark.parametrize("action", [1.0, -1.0, math.nan])
+    def test_a_retreat_bounds_the_level_whatever_the_action(self, form, action):
+        state = form.initial_state(tf.fill([3], 0.01))
+        state = state._replace(level=tf.fill([3], 0.02), good=tf.fill([3], 0.015))
+        free, hold, down = 0.0, HOLD, COME_DOWN
+        action = tf.fill([3], action)
+        step, horizon = tf.constant(10), tf.constant(T)
+        bounds = tf.constant([free, hold, down])
+        moved, _ = form.step(state, action, step, horizon, bounds)
+        wanted, _ = form.step(state, action, step, horizon)
+        np.testing.assert_allclose(
+            moved.level,
+            np.minimum(wanted.level, [np.inf, 0.02, RETREAT * 0.02]),
+            rtol=1e-6,
+        )
+        good = [0.015, 0.015, min(0.015, float(moved.level[2]))]
+        np.testing.assert_allclose(moved.good, good, rtol=1e-6)
 
     def test_a_batch_gives_what_scalars_give(self, form):
         defaults = np.array([1e-4, 0.01, 3.0], "float32")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from keras_learned_lr import LearnedLearningRate, load_controller
+from keras_learned_lr import LearnedLearningRate
 
 
 @pytest.fixture(name="fits")
@@ -29,10 +29,10 @@ def test_a_fit_trains_in_batches_and_by_its_seed(fits):
     first = final(1)
     assert first == final(1) and first != final(2)
     assert all(math.isfinite(loss) for loss in first)
-    named, shown = fits.as_controller("default")
     rate = LearnedLearningRate(
-        named, validation_data=task.data[1], validation_size=shown
+        fits.as_controller("default"),
+        validation_data=task.data[1],
+        validation_size=fits.shown_to("default"),
     )
     assert final(1, [rate])[1] < 0.6
     assert rate.decisions["step"][-1] < 50
-    assert load_controller(named).observation_spec == rate.controller.observation_spec

@@ -34,11 +34,16 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @contextlib.contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Tells what is wrong with what was asked for in a line, without a traceback."""
+def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Tells what is wrong with what was asked for in a line, without a traceback.
+
+    Args:
+        kinds: Of errors, besides `ValueError`.
+    """
+    told: tuple[type[Exception], ...] = (ValueError, *kinds)
     try:
         yield
-    except (ValueError, OSError) as error:
+    except told as error:
         raise typer.BadParameter(str(error)) from error
 
 

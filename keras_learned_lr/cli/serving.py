@@ -16,8 +16,8 @@ def export(
     controllers: Annotated[
         list[str],
         typer.Argument(
-            help="Name of a shipped controller, or a folder; several decide together, "
-            "by the mean of their actions."
+            help="Name of a shipped controller, or a folder, a checkpoint too; several "
+            "decide together, by the mean of their actions."
         ),
     ],
     to: Annotated[
@@ -39,7 +39,7 @@ def export(
     from keras_learned_lr.controllers import as_controller
     from keras_learned_lr.rehearsal import rehearse
 
-    with one_line_errors():
+    with one_line_errors(OSError):
         members: list[Any] = [as_controller(name) for name in controllers]
         source: Any = members[0] if len(members) == 1 else Committee(members)
         if lift is not None:

@@ -26,6 +26,8 @@ from keras_learned_lr.learning.tasks.sampler import PRIVILEGED, TaskSampler
 
 CONFIG, LOG, STATE, BEST = "config.json", "log.jsonl", "state.json", "best"
 CHOICES, NOTED = "choices.npz", "noted"
+# `TaskSampler`'s `fewest_rows` and `most_wrong`, for the tasks that runs are marked on.
+EXAM_ROWS, EXAM_WRONG = 256, 0.25
 # Settings that a run may change when it goes on.
 CHANGEABLE = ("rounds", "evaluate_every", "checkpoint_every")
 
@@ -85,9 +87,9 @@ class MetaTraining:
         self.learner = ControllerLearner(self._learner_config(), batch)
         sampler = make_sampler(config)
         # A lift is for the finished controller only, so it is marked on trainees of its
-        # own; and how few rows it learns from must not make its exams another task.
+        # own; and exams are the same whatever the data that it learns from.
         self.exam_sampler = TaskSampler(
-            sampler.spec, config.finished_form(), config.shown
+            sampler.spec, config.finished_form(), config.shown, EXAM_ROWS, EXAM_WRONG
         )
         self.progress = Progress()
         self._stream = TaskStream(config, sampler)

@@ -50,6 +50,8 @@ def test_continues_to_identical_weights(settings, tmp_path):
 
 def test_a_checkpoint_is_a_controller_that_acts_greedily(tmp_path):
     learner = ControllerLearner(runs.small())
+    for variable in learner.parts.actor.trainable_variables:
+        variable.assign_add(0.1 * tf.ones_like(variable))
     learner.save(tmp_path)
     controller = as_controller(tmp_path)
     observation = np.ones((3, len(learner.observation_spec.names)), np.float32)

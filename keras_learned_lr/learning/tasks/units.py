@@ -1,6 +1,6 @@
-"""Regressions whose targets are in units of their own, far from 0.
+"""Regressions whose targets are in units of their own, and not around 0.
 
-A price in dollars is some 10^5, and a new model says 0. With an optimizer whose steps
+A price may be some 10^4, and a new model says 0. With an optimizer whose steps
 are as long as the learning rate, whatever the gradient, next to nothing is learned
 until the outputs have come that far: from the loss it looks like a plateau, and what
 ends it is a learning rate that is decades above the usual one.
