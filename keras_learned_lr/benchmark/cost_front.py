@@ -78,10 +78,10 @@ def run(
         ValueError: If there are no results of the default setting.
     """
     path = Path(results)
-    # Marks of another controller are another front.
+    # Marks and times of another controller are another front.
     controller = checksum("default")
     records = json_lines.read(path)
-    known = [r for r in records if r.get("controller", controller) == controller]
+    known = [r for r in records if r["controller"] == controller]
     if measure:
         for record in _measured(controller, settings, known, templates):
             known.append(record)
@@ -172,7 +172,8 @@ def _measured(
             if (size, name) not in timed:
                 parts = time_decision(workload, jit_compile=False, validation_size=size)
                 taken = {part: parts[part] for part in ("total", "step")}
-                yield {"validation_size": size, "model": name, **taken}
+                of = {"controller": identity, "validation_size": size, "model": name}
+                yield of | taken
     marked = {_setting(r) for r in known if "ratio" in r}
     missing = [setting for setting in settings if setting not in marked]
     if not missing:
