@@ -25,6 +25,7 @@ from keras_learned_lr import LearnedLearningRate
 from keras_learned_lr.benchmark.quality.methods.schedules import cosine_schedule
 from keras_learned_lr.callback import VALIDATION_SIZE
 from keras_learned_lr.controllers import as_controller
+from keras_learned_lr.learning.checkpoints import INDEX
 
 # Fits are made of few, so that Python takes less of them.
 STEPS_PER_EXECUTION = 5
@@ -59,7 +60,7 @@ def losses(task, rate, seed, callbacks=()):
 
 def shown_to(named):
     """Returns how many validation examples a controller is shown."""
-    if not (Path(named) / "learner.json").exists():
+    if not (Path(named) / INDEX).exists():
         return VALIDATION_SIZE
     return json.loads((Path(named).parent / "config.json").read_text())["shown"]
 

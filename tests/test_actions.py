@@ -50,9 +50,9 @@ def _form(request):
     return FORMS[request.param]
 
 
-def take(form, state, action, step=10, horizon=T):
+def take(form, state, action, step=10, horizon=T, **bounds):
     action = tf.convert_to_tensor(action, tf.float32)
-    return form.step(state, action, tf.constant(step), tf.constant(horizon))
+    return form.step(state, action, tf.constant(step), tf.constant(horizon), **bounds)
 
 
 def values(state):
@@ -101,12 +101,9 @@ class TestContract:
     def test_a_retreat_bounds_the_level_whatever_the_action(self, form, action):
         state = form.initial_state(tf.fill([3], 0.01))
         state = state._replace(level=tf.fill([3], 0.02), good=tf.fill([3], 0.015))
-        free, hold, down = 0.0, HOLD, COME_DOWN
-        action = tf.fill([3], action)
-        step, horizon = tf.constant(10), tf.constant(T)
-        bounds = tf.constant([free, hold, down])
-        moved, _ = form.step(state, action, step, horizon, bounds)
-        wanted, _ = form.step(state, action, step, horizon)
+        action, retreat = tf.fill([3], action), tf.constant([0.0, HOLD, COME_DOWN])
+        moved, _ = take(form, state, action, retreat=retreat)
+        wanted, _ = take(form, state, action)
         np.testing.assert_allclose(
             moved.level,
             np.minimum(wanted.level, [np.inf, 0.02, RETREAT * 0.02]),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from keras_learned_lr import LearnedLearningRate
+from keras_learned_lr import LearnedLearningRate, load_controller
 
 
 @pytest.fixture(name="fits")
@@ -36,3 +36,5 @@ def test_a_fit_trains_in_batches_and_by_its_seed(fits):
     )
     assert final(1, [rate])[1] < 0.6
     assert rate.decisions["step"][-1] < 50
+    shipped = load_controller("default")
+    assert shipped.observation_spec == rate.controller.observation_spec

@@ -81,7 +81,7 @@ def run(
     # Marks and times of another controller are another front.
     controller = checksum("default")
     records = json_lines.read(path)
-    known = [r for r in records if r["controller"] == controller]
+    known = [r for r in records if r.get("controller") == controller]
     if measure:
         for record in _measured(controller, settings, known, templates):
             known.append(record)
