@@ -19,7 +19,7 @@ from collections import defaultdict
 import numpy as np
 import tensorflow as tf
 
-from keras_learned_lr.control.actions import lifted
+from keras_learned_lr.control.actions import changed
 from keras_learned_lr.learning import ControllerLearner
 from keras_learned_lr.learning.environment import scores
 from keras_learned_lr.learning.evaluation import run_controller
@@ -105,7 +105,7 @@ def main(checkpoint, rounds, seed):
         read_config("default"), shortest_horizon=SHORTEST, longest_horizon=LONGEST
     )
     sampler = make_sampler(config)
-    form = lifted(config.learner.action_form, LIFT)
+    form = changed(config.learner.action_form, LIFT)
     draw = TaskStream(config, sampler.watching(sampler.spec, form))
     draw.seed([seed])
     rng = np.random.default_rng(seed)

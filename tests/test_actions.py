@@ -223,6 +223,13 @@ class TestAnchored:
         _, rate = take(form, form.initial_state(0.01), 0.0, step=step)
         assert float(rate) == pytest.approx(0.01 * share, rel=1e-4)
 
+    @pytest.mark.parametrize("step", [0, 30, 99, 100])
+    def test_the_line_comes_down_all_along(self, step):
+        form = AnchoredScaleFactor(envelope="linear")
+        _, rate = take(form, form.initial_state(0.01), 0.0, step=step)
+        share = ENVELOPE_FLOOR + (1 - ENVELOPE_FLOOR) * (100 - step) / 100
+        assert float(rate) == pytest.approx(0.01 * share, rel=1e-4)
+
     def test_the_factor_moves_the_level_and_not_what_is_left_of_it(self):
         form = AnchoredScaleFactor(width=Width(1.0, 1.0))
         state, _ = take(form, form.initial_state(0.01), 1.0, step=50)

@@ -30,9 +30,16 @@ def export(
             "[default: as many as it adds now]"
         ),
     ] = None,
+    envelope: Annotated[
+        str | None,
+        typer.Option(
+            help="How its learning rate is annealed; see `ENVELOPES`. "
+            "[default: as it is now]"
+        ),
+    ] = None,
 ) -> None:
     """Write a controller as the next version of a model for TensorFlow Serving."""
-    from keras_learned_lr.control.actions import lifted
+    from keras_learned_lr.control.actions import changed
     from keras_learned_lr.control.committee import Committee
     from keras_learned_lr.control.export import can_warm_up, export_version
     from keras_learned_lr.control.model_card import joined_facts, read_card
@@ -42,8 +49,7 @@ def export(
     with one_line_errors(OSError):
         members: list[Any] = [as_controller(name) for name in controllers]
         source: Any = members[0] if len(members) == 1 else Committee(members)
-        if lift is not None:
-            source.action_form = lifted(source.action_form, lift)
+        source.action_form = changed(source.action_form, lift, envelope)
         observations = rehearse(source).observations if can_warm_up() else None
         cards = [read_card(m.path) if hasattr(m, "path") else None for m in members]
         facts = joined_facts([card["trained"] if card else {} for card in cards])

@@ -88,6 +88,11 @@ def cosine_envelope(progress: tf.Tensor) -> tf.Tensor:
     return ENVELOPE_FLOOR + (1.0 - ENVELOPE_FLOOR) * half_cosine
 
 
+def linear_envelope(progress: tf.Tensor) -> tf.Tensor:
+    """Returns a line from 1 to its floor (Defazio et al. 2023; Bergsma et al. 2025)."""
+    return ENVELOPE_FLOOR + (1.0 - ENVELOPE_FLOOR) * (1.0 - progress)
+
+
 def trapezoid_envelope(progress: tf.Tensor) -> tf.Tensor:
     """Returns 1, and over the last fifth of the run a line from there to the floor.
 
@@ -101,6 +106,7 @@ def trapezoid_envelope(progress: tf.Tensor) -> tf.Tensor:
 ENVELOPES = {
     "constant": constant_envelope,
     "cosine": cosine_envelope,
+    "linear": linear_envelope,
     "trapezoid": trapezoid_envelope,
 }
 
@@ -322,16 +328,24 @@ class DirectLearningRate(ActionForm):
         return state.default * self.largest * 0.5 * (action + 1.0)
 
 
-def lifted(form: ActionForm, lift: float) -> ActionForm:
-    """Returns a form like another, but for its `ScaleFactor.lift`.
+def changed(
+    form: ActionForm, lift: float | None = None, envelope: str | None = None
+) -> ActionForm:
+    """Returns a form like another, but for its `ScaleFactor.lift` or its envelope.
 
     Args:
         form: The other one.
-        lift: Decades that every decision adds.
+        lift: Decades that every decision adds; None leaves them as they are.
+        envelope: A key of `ENVELOPES`; None leaves it as it is.
 
     Raises:
-        ValueError: If the form has no factor to lift, or `lift` is out of bounds.
+        ValueError: If the form has no factor to lift, `lift` is out of bounds, or the
+            envelope is unknown.
     """
+    if envelope is not None:
+        form = dataclasses.replace(form, envelope=envelope)
+    if lift is None:
+        return form
     if not isinstance(form, ScaleFactor):
         raise ValueError(
             "Only a factor can be lifted: leave the lift out, or choose another form. "

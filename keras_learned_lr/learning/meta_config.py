@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, ClassVar
 
-from keras_learned_lr.control.actions import ActionForm, lifted
+from keras_learned_lr.control.actions import ActionForm, changed
 from keras_learned_lr.control.config import Configurable
 from keras_learned_lr.learning.config import LearnerConfig
 from keras_learned_lr.learning.environment import BASELINES
@@ -41,6 +41,8 @@ class MetaTrainConfig(Configurable):
             become the mean of those.
         lift: Decades that every decision of the finished controller adds, and none of
             the one that learns; see `ScaleFactor`. Evaluations mark the finished one.
+        envelope: Of the finished controller, a key of `ENVELOPES`; where empty, that
+            of the one that learns.
         training: Names of the split's training templates, "mixtures_adam"; all of them
             where empty.
         validation: The same for validation.
@@ -76,6 +78,7 @@ class MetaTrainConfig(Configurable):
     imitation_decay: float = 0.0
     averaged: tuple[int, ...] = ()
     lift: float = 0.0
+    envelope: str = ""
     training: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
     templates_per_round: int = 3
@@ -164,7 +167,7 @@ class MetaTrainConfig(Configurable):
                 f"`baseline` must be one of {BASELINES}. Received: {self.baseline!r}"
             )
         self._check_learner()
-        self.finished_form()  # raises if its form cannot be lifted
+        self.finished_form()  # raises if its form cannot be so
         for chosen in ("training", "validation"):
             self.templates(chosen)  # raises if a name is unknown
 
@@ -188,10 +191,11 @@ class MetaTrainConfig(Configurable):
         """Returns the action form of the controller that the run ends with.
 
         Raises:
-            ValueError: If there is a lift and the form has no factor to lift.
+            ValueError: If there is a lift and the form has no factor to lift, or the
+                envelope is unknown.
         """
         form = self.learner.action_form
-        return lifted(form, self.lift) if self.lift else form
+        return changed(form, self.lift or None, self.envelope or None)
 
     def with_seed(self, seed: int) -> "MetaTrainConfig":
         """Returns the same settings with other tasks and another learner."""

@@ -214,20 +214,21 @@ def test_weights_that_were_noted_are_averaged_at_the_end(tmp_path, config):
             np.testing.assert_array_equal(mean, saved, err_msg=name)
 
 
-def test_a_lift_is_for_the_finished_controller_alone(tmp_path, config):
+def test_lift_and_envelope_are_for_the_finished_controller_alone(tmp_path, config):
     config = dataclasses.replace(config, rounds=2)
     plain = MetaTraining(config, tmp_path / "plain")
-    lifted = MetaTraining(dataclasses.replace(config, lift=0.2), tmp_path / "lifted")
+    changes = {"lift": 0.2, "envelope": "linear"}
+    changed = MetaTraining(dataclasses.replace(config, **changes), tmp_path / "changed")
     records = {}
-    for run in (plain, lifted):
+    for run in (plain, changed):
         records[run] = []
         run.run(records[run].append)
-    for learned, same in zip(weights(plain), weights(lifted), strict=True):
+    for learned, same in zip(weights(plain), weights(changed), strict=True):
         np.testing.assert_array_equal(learned, same)
-    marks = [records[run][-1]["validation"]["ratio"] for run in (plain, lifted)]
+    marks = [records[run][-1]["validation"]["ratio"] for run in (plain, changed)]
     assert marks[0] != marks[1]
-    exported = load_controller(lifted.export_best()).action_form
-    assert exported == dataclasses.replace(config.learner.action_form, lift=0.2)
+    exported = load_controller(changed.export_best()).action_form
+    assert exported == dataclasses.replace(config.learner.action_form, **changes)
 
 
 def test_what_is_learned_from_does_not_change_the_exams(tmp_path, config):
@@ -343,6 +344,7 @@ def test_shipped_configs_have_no_key_that_is_not_explained(file):
         ("fewest_rows = 0", "`fewest_rows` must be an int of at least 1"),
         ('baseline = "best"', "`baseline` must be one of"),
         ("lift = 2.0", "`lift` must be within 1 decade"),
+        ('envelope = "sawtooth"', "Unknown envelope: 'sawtooth'"),
         (
             'lift = 0.1\n[learner.action_form]\nname = "LogLearningRate"',
             "Only a factor can be lifted",

@@ -292,6 +292,18 @@ class TestCommand:
         assert lifted == dataclasses.replace(every(3), lift=0.1)
         assert not (tmp_path / "direct-lifted").exists()
 
+    def test_takes_another_envelope_and_refuses_one_it_does_not_know(self, tmp_path):
+        controller = MLPController(form=every(3))
+        export_version(controller, tmp_path / "a", observations(controller))
+        for envelope, code in (("linear", 0), ("sawtooth", 2)):
+            to = tmp_path / envelope
+            arguments = ["export", str(tmp_path / "a"), "--to", str(to)]
+            done = CliRunner().invoke(app, [*arguments, "--envelope", envelope])
+            assert done.exit_code == code
+        exported = load_controller(tmp_path / "linear").action_form
+        assert exported == dataclasses.replace(every(3), envelope="linear")
+        assert "sawtooth" in done.output and not (tmp_path / "sawtooth").exists()
+
     @pytest.mark.parametrize("given", ["fastest", "/"])
     def test_refuses_what_is_no_controller(self, tmp_path, given):
         done = CliRunner().invoke(app, ["export", given, "--to", str(tmp_path / "to")])
