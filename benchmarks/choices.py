@@ -31,7 +31,7 @@ from keras_learned_lr.learning.imitation import (
     read_choices,
     rows_of,
 )
-from keras_learned_lr.learning.meta_train import CHOICES, LOG, STATE, last_checkpoint
+from keras_learned_lr.learning.run_folder import CHOICES, LOG, STATE, last_checkpoint
 
 SHARES = (0.03, 0.1, 0.2, 0.5, 0.8)
 FOLDS = 4

@@ -19,7 +19,7 @@ from keras_learned_lr.learning.evaluation import (
     open_loop,
     set_exams,
 )
-from keras_learned_lr.learning.meta_train import CONFIG
+from keras_learned_lr.learning.run_folder import CONFIG
 
 # Tasks of the validation families that no run has looked at while it was training.
 EXAM_SEED = 77

@@ -42,7 +42,7 @@ def export(
     from keras_learned_lr.control.actions import changed
     from keras_learned_lr.control.committee import Committee
     from keras_learned_lr.control.export import can_warm_up, export_version
-    from keras_learned_lr.control.model_card import joined_facts, read_card
+    from keras_learned_lr.control.model_card import joined_facts
     from keras_learned_lr.controllers import as_controller
     from keras_learned_lr.rehearsal import rehearse
 
@@ -51,9 +51,20 @@ def export(
         source: Any = members[0] if len(members) == 1 else Committee(members)
         source.action_form = changed(source.action_form, lift, envelope)
         observations = rehearse(source).observations if can_warm_up() else None
-        cards = [read_card(m.path) if hasattr(m, "path") else None for m in members]
-        facts = joined_facts([card["trained"] if card else {} for card in cards])
-        print(export_version(source, to, observations, facts))
+        told = [_training(n, m) for n, m in zip(controllers, members, strict=True)]
+        print(export_version(source, to, observations, joined_facts(told)))
+
+
+def _training(name: str, controller: Any) -> dict[str, Any]:
+    """Returns what is known of how a controller was trained."""
+    from keras_learned_lr.control.model_card import read_card
+
+    if hasattr(controller, "path"):
+        card = read_card(controller.path)
+        return card["trained"] if card else {}
+    from keras_learned_lr.learning.run_folder import trained
+
+    return trained(name)
 
 
 @app.command("serve-check")

@@ -17,6 +17,17 @@ from keras_learned_lr.learning.evaluation import examine, greedy_act, set_exams
 from keras_learned_lr.learning.imitation import Imitation
 from keras_learned_lr.learning.learner import ControllerLearner
 from keras_learned_lr.learning.meta_config import MetaTrainConfig
+from keras_learned_lr.learning.run_folder import (
+    BEST,
+    CHOICES,
+    CONFIG,
+    LOG,
+    NOTED,
+    STATE,
+    checkpoints,
+    last_checkpoint,
+    read_log,
+)
 from keras_learned_lr.learning.task_stream import (
     TaskStream,
     make_environment,
@@ -24,8 +35,6 @@ from keras_learned_lr.learning.task_stream import (
 )
 from keras_learned_lr.learning.tasks.sampler import PRIVILEGED, TaskSampler
 
-CONFIG, LOG, STATE, BEST = "config.json", "log.jsonl", "state.json", "best"
-CHOICES, NOTED = "choices.npz", "noted"
 # `TaskSampler`'s `fewest_rows` and `most_wrong`, for the tasks that runs are marked on.
 EXAM_ROWS, EXAM_WRONG = 256, 0.25
 # Settings that a run may change when it goes on.
@@ -362,18 +371,9 @@ class MetaTraining:
 
     def _trim_log(self) -> None:
         """Takes out of the log what came after the checkpoint: it is done again."""
-        file = self.folder / LOG
-        if not file.exists():
-            return
-        kept = []
-        for line in file.read_text(encoding="utf-8").splitlines():
-            try:
-                done = json.loads(line)["round"] <= self.progress.round
-            except json.JSONDecodeError:  # the line that a kill cut off
-                done = False
-            if done:
-                kept.append(line + "\n")
-        replace_text(file, "".join(kept))
+        kept = read_log(self.folder, self.progress.round)
+        lines = [json.dumps(record) + "\n" for record in kept]
+        replace_text(self.folder / LOG, "".join(lines))
 
     def _log(self, record: dict[str, Any]) -> None:
         with (self.folder / LOG).open("a", encoding="utf-8") as file:
@@ -393,15 +393,3 @@ class MetaTraining:
                 for name in ("ratio", "far_ratio", "lost"):
                     tf.summary.scalar(f"validation/{name}", marks[name])
         self._board.flush()
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Returns the checkpoints in the folder of a run, the latest last."""
-    found = folder.glob("checkpoint-[0-9]*")
-    whole = (path for path in found if path.suffix == "")
-    return sorted(whole, key=lambda path: int(path.name.split("-")[1]))
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """Returns the latest checkpoint in the folder of a run, None before the first."""
-    return next(reversed(checkpoints(folder)), None)

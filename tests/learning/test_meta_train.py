@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from typer.testing import CliRunner
 
 from keras_learned_lr.benchmark import envelopes, meta_training
+from keras_learned_lr.cli import app
 from keras_learned_lr.control.actions import ENVELOPES
 from keras_learned_lr.control.saved_model import load_controller
 from keras_learned_lr.control.schedules import GeometricPerRun
@@ -23,6 +26,7 @@ from keras_learned_lr.learning import (
     read_config,
 )
 from keras_learned_lr.learning.meta_config import SHIPPED
+from keras_learned_lr.learning.run_folder import read_log
 
 TINY = Path(__file__).with_name("tiny.toml")
 
@@ -212,6 +216,29 @@ def test_weights_that_were_noted_are_averaged_at_the_end(tmp_path, config):
             strict=True,
         ):
             np.testing.assert_array_equal(mean, saved, err_msg=name)
+
+
+def test_an_exported_checkpoint_tells_how_it_was_trained(tmp_path, config):
+    config = dataclasses.replace(config, rounds=3, checkpoint_every=3).with_seed(4)
+    MetaTraining(config, tmp_path / "run").run()
+    checkpoint, alone = tmp_path / "run" / "checkpoint-3", tmp_path / "checkpoint-3"
+    with (tmp_path / "run" / "log.jsonl").open("a") as file:
+        file.write('{"round": 4, "templates": ["training/sums_sgd"]}\n{"rou')
+    shutil.copytree(checkpoint, alone)
+    told = []
+    for index, folder in enumerate((checkpoint, alone)):
+        to = tmp_path / f"exported-{index}"
+        done = CliRunner().invoke(app, ["export", str(folder), "--to", str(to)])
+        assert done.exit_code == 0, done.output
+        told.append(json.loads((to / "1" / "model_card.json").read_text())["trained"])
+    state = json.loads((checkpoint / "state.json").read_text())
+    record = read_log(tmp_path / "run", until=3)[-1]
+    assert told[0]["tasks"] == ["training/mixtures_sgd"]
+    assert told[0]["steps"]["rounds"] == 3
+    assert told[0]["steps"]["trainee_steps"] == state["trainee_steps"] > 0
+    assert told[0]["seeds"] == [4]
+    assert told[0]["scores"] == {"validation": record["validation"]}
+    assert not any(told[1].values())
 
 
 def test_lift_and_envelope_are_for_the_finished_controller_alone(tmp_path, config):

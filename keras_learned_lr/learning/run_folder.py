@@ -1,0 +1,67 @@
+"""What lies in the folder of a meta-training run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+CONFIG, LOG, STATE, BEST = "config.json", "log.jsonl", "state.json", "best"
+CHOICES, NOTED = "choices.npz", "noted"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Returns the checkpoints in the folder of a run, the latest last."""
+    found = folder.glob("checkpoint-[0-9]*")
+    whole = (path for path in found if path.suffix == "")
+    return sorted(whole, key=lambda path: int(path.name.split("-")[1]))
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Returns the latest checkpoint in the folder of a run, None before the first."""
+    return next(reversed(checkpoints(folder)), None)
+
+
+def read_log(folder: Path, until: int) -> list[dict[str, Any]]:
+    """Returns the log of a run's rounds.
+
+    Args:
+        folder: The run's.
+        until: The last round to return.
+    """
+    file = folder / LOG
+    records = []
+    for line in file.read_text("utf-8").splitlines() if file.exists() else ():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:  # the line that a kill cut off
+            continue
+    return [record for record in records if record["round"] <= until]
+
+
+def trained(checkpoint: str | Path) -> dict[str, Any]:
+    """Returns what a run tells of a checkpoint's training, for a model card.
+
+    Args:
+        checkpoint: A folder `RUN/checkpoint-N`, beside the run's config and log.
+
+    Returns:
+        `tasks`, the templates that were trained on until then; `steps`: rounds, trainee
+        steps and minutes; `seeds`; and `scores`, the marks of that round, None where it
+        was not marked. Nothing where no run is around the checkpoint.
+    """
+    checkpoint = Path(checkpoint)
+    state, config = checkpoint / STATE, checkpoint.parent / CONFIG
+    if not (state.is_file() and config.is_file()):
+        return {}
+    progress = json.loads(state.read_text("utf-8"))
+    log = read_log(checkpoint.parent, progress["round"])
+    marks = log[-1].get("validation") if log else None
+    return {
+        "tasks": sorted({name for record in log for name in record["templates"]}),
+        "steps": {
+            "rounds": progress["round"],
+            "trainee_steps": progress["trainee_steps"],
+            "minutes": round(sum(progress["seconds"].values()) / 60, 1),
+        },
+        "seeds": [json.loads(config.read_text("utf-8"))["seed"]],
+        "scores": {"validation": marks} if marks else None,
+    }
