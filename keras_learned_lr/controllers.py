@@ -14,8 +14,8 @@ def as_controller(value: Any) -> Controller:
     Args:
         value: The name of a shipped controller; a folder written by
             `learner.export` or by TF-Agents' `PolicySaver`; a checkpoint of a learner,
-            acting greedily and without the lift of its run; a TF-Agents `TFPolicy`; or
-            a `Controller`, a `ControllerLearner` among them.
+            acting greedily, with neither lift nor envelope of its run; a TF-Agents
+            `TFPolicy`; or a `Controller`, a `ControllerLearner` among them.
 
     Raises:
         ValueError: If a name or a folder holds no controller.
