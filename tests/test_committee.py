@@ -1,5 +1,6 @@
 """Controllers that decide together, in a run and in an export."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -64,6 +65,21 @@ def test_members_see_and_do_the_same():
         Committee([MLPController(form=every(3)), MLPController(form=every(4))])
     with pytest.raises(ValueError, match="observation_spec"):
         Committee([MLPController(), MLPController(names=("log_level", "progress"))])
+
+
+def test_members_take_one_form_before_they_are_joined(tmp_path):
+    folders = []
+    for index, envelope in enumerate(("linear", "trapezoid")):
+        form = dataclasses.replace(every(3), envelope=envelope)
+        member = MLPController(form=form)
+        folders.append(export_version(member, tmp_path / str(index), None, {}))
+    arguments = ["export", *map(str, folders), "--to", str(tmp_path / "to")]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 2 and "share their action_form" in done.output
+    done = CliRunner().invoke(app, [*arguments, "--envelope", "cosine"])
+    assert done.exit_code == 0, done.output
+    joined = load_controller(tmp_path / "to").action_form
+    assert joined == dataclasses.replace(every(3), envelope="cosine")
 
 
 def test_several_controllers_are_exported_as_one_that_a_fit_follows(tmp_path):

@@ -48,8 +48,9 @@ def export(
 
     with one_line_errors(OSError):
         members: list[Any] = [as_controller(name) for name in controllers]
+        for member in members:  # first: those of a committee must share their form
+            member.action_form = changed(member.action_form, lift, envelope)
         source: Any = members[0] if len(members) == 1 else Committee(members)
-        source.action_form = changed(source.action_form, lift, envelope)
         observations = rehearse(source).observations if can_warm_up() else None
         told = [_training(n, m) for n, m in zip(controllers, members, strict=True)]
         print(export_version(source, to, observations, joined_facts(told)))
