@@ -31,7 +31,12 @@ from keras_learned_lr.learning.imitation import (
     read_choices,
     rows_of,
 )
-from keras_learned_lr.learning.run_folder import CHOICES, LOG, STATE, last_checkpoint
+from keras_learned_lr.learning.run_folder import (
+    CHOICES,
+    STATE,
+    last_checkpoint,
+    read_log,
+)
 
 SHARES = (0.03, 0.1, 0.2, 0.5, 0.8)
 FOLDS = 4
@@ -45,8 +50,7 @@ def collected(folder: Path) -> list[tuple[str, Choices]]:
     if last is None:
         raise ValueError(f"No checkpoint yet in {folder}")
     done = json.loads((last / STATE).read_text())["round"]
-    lines = (folder / LOG).read_text().splitlines()
-    names = [name for line in lines[:done] for name in json.loads(line)["templates"]]
+    names = [name for record in read_log(folder, done) for name in record["templates"]]
     batches = read_choices(last / CHOICES)
     return list(zip(names[-len(batches) :], batches, strict=True))
 

@@ -33,8 +33,8 @@ def export(
     envelope: Annotated[
         str | None,
         typer.Option(
-            help="How its learning rate is annealed; see `ENVELOPES`. "
-            "[default: as it is now]"
+            help="How its learning rate is annealed: constant, cosine, linear or "
+            "trapezoid. [default: as it is now]"
         ),
     ] = None,
 ) -> None:
@@ -48,19 +48,24 @@ def export(
 
     with one_line_errors(OSError):
         members: list[Any] = [as_controller(name) for name in controllers]
-        for member in members:  # first: those of a committee must share their form
-            member.action_form = changed(member.action_form, lift, envelope)
+        told = [_training(n, m) for n, m in zip(controllers, members, strict=True)]
+        if lift is not None or envelope is not None:
+            for member in members:  # first: those of a committee must share their form
+                member.action_form = changed(member.action_form, lift, envelope)
+            for facts in told:
+                if facts.get("scores"):
+                    facts["scores"] = {"before_the_change": facts["scores"]}
         source: Any = members[0] if len(members) == 1 else Committee(members)
         observations = rehearse(source).observations if can_warm_up() else None
-        told = [_training(n, m) for n, m in zip(controllers, members, strict=True)]
         print(export_version(source, to, observations, joined_facts(told)))
 
 
 def _training(name: str, controller: Any) -> dict[str, Any]:
     """Returns what is known of how a controller was trained."""
     from keras_learned_lr.control.model_card import read_card
+    from keras_learned_lr.control.saved_model import SavedModelController
 
-    if hasattr(controller, "path"):
+    if isinstance(controller, SavedModelController):
         card = read_card(controller.path)
         return card["trained"] if card else {}
     from keras_learned_lr.learning.run_folder import trained

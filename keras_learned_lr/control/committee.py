@@ -34,7 +34,8 @@ class Committee:
             if any(kind != kinds[0] for kind in kinds):
                 raise ValueError(
                     f"The members of a committee must share their {name}. Train them "
-                    f"with the same config but for seeds and tasks. Received: {kinds}"
+                    "with the same config but for seeds and tasks, or give them one "
+                    f"lift and envelope. Received: {kinds}"
                 )
         self.observation_spec = first.observation_spec
         self.action_form = first.action_form

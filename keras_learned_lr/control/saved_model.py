@@ -63,7 +63,7 @@ class SavedModelController:
         self._check(path)
 
     def __deepcopy__(self, memo: dict) -> "SavedModelController":
-        # Nothing in it changes.
+        # Nothing in it changes while it is used.
         return self
 
     def __reduce__(self) -> tuple:

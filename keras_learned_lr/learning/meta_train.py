@@ -27,6 +27,7 @@ from keras_learned_lr.learning.run_folder import (
     checkpoints,
     last_checkpoint,
     read_log,
+    trained,
 )
 from keras_learned_lr.learning.task_stream import (
     TaskStream,
@@ -95,8 +96,8 @@ class MetaTraining:
         batch = config.tasks * config.group
         self.learner = ControllerLearner(self._learner_config(), batch)
         sampler = make_sampler(config)
-        # A lift is for the finished controller only, so it is marked on trainees of its
-        # own; and exams are the same whatever the data that it learns from.
+        # Lift and envelope are for the finished controller only, so it is marked on
+        # trainees of its own; and exams are the same whatever it learns from.
         self.exam_sampler = TaskSampler(
             sampler.spec, config.finished_form(), config.shown, EXAM_ROWS, EXAM_WRONG
         )
@@ -204,7 +205,7 @@ class MetaTraining:
             self._average_weights()
         if progress.round % config.evaluate_every == 0 or last:
             record["validation"] = dataclasses.asdict(self.evaluate())
-            self._keep_if_best(record["validation"])
+            self._keep_if_best(record["validation"]["ratio"])
             seconds["evaluate"] = time.perf_counter() - learned
         for name, spent in seconds.items():
             progress.seconds[name] += spent
@@ -238,22 +239,10 @@ class MetaTraining:
             ValueError: If none was evaluated yet.
         """
         best = ControllerLearner.load(self.folder / BEST)
-        mark = json.loads((self.folder / BEST / STATE).read_text(encoding="utf-8"))
-        config = self.config
         best.config = dataclasses.replace(
-            best.config, action_form=config.finished_form()
+            best.config, action_form=self.config.finished_form()
         )
-        return best.export(
-            self.folder / "controller",
-            tasks=[template.name for template in config.templates("training")],
-            steps={
-                "rounds": mark["round"],
-                "trainee_steps": mark["trainee_steps"],
-                "minutes": round(mark["minutes"], 1),
-            },
-            seeds=[config.seed],
-            scores={"validation": mark["validation"]},
-        )
+        return best.export(self.folder / "controller", **trained(self.folder / BEST))
 
     # The folder.
 
@@ -356,21 +345,18 @@ class MetaTraining:
         noted = [self.folder / f"{NOTED}-{number}" for number in self.config.averaged]
         self.learner.begin_with(*map(ControllerLearner.load, noted))
 
-    def _keep_if_best(self, marks: dict[str, Any]) -> None:
-        progress, ratio = self.progress, marks["ratio"]
+    def _keep_if_best(self, ratio: float) -> None:
+        progress = self.progress
         if not ratio < progress.best_ratio:
             return
         progress.best_round, progress.best_ratio = progress.round, ratio
-        mark = {
-            "round": progress.round,
-            "trainee_steps": progress.trainee_steps,
-            "minutes": sum(progress.seconds.values()) / 60,
-            "validation": marks,
-        }
-        finish_folder(self._write(BEST, mark), self.folder / BEST)
+        unfinished = self._write(BEST, dataclasses.asdict(progress))
+        finish_folder(unfinished, self.folder / BEST)
 
     def _trim_log(self) -> None:
         """Takes out of the log what came after the checkpoint: it is done again."""
+        if not (self.folder / LOG).exists():
+            return
         kept = read_log(self.folder, self.progress.round)
         lines = [json.dumps(record) + "\n" for record in kept]
         replace_text(self.folder / LOG, "".join(lines))

@@ -41,27 +41,36 @@ def trained(checkpoint: str | Path) -> dict[str, Any]:
     """Returns what a run tells of a checkpoint's training, for a model card.
 
     Args:
-        checkpoint: A folder `RUN/checkpoint-N`, beside the run's config and log.
+        checkpoint: A folder `RUN/checkpoint-N`, or `RUN/best`, beside the run's config
+            and log.
 
     Returns:
         `tasks`, the templates that were trained on until then; `steps`: rounds, trainee
-        steps and minutes; `seeds`; and `scores`, the marks of that round, None where it
-        was not marked. Nothing where no run is around the checkpoint.
+        steps and minutes; `seeds`; and `scores`, the marks of that round with the lift
+        and the envelope that they were given with, None where it was not marked.
+        Nothing where no run is around the checkpoint.
     """
-    checkpoint = Path(checkpoint)
+    checkpoint = Path(checkpoint).resolve()
     state, config = checkpoint / STATE, checkpoint.parent / CONFIG
     if not (state.is_file() and config.is_file()):
         return {}
     progress = json.loads(state.read_text("utf-8"))
+    settings = json.loads(config.read_text("utf-8"))
+    # `best` of runs from before had minutes.
+    seconds = sum(progress.get("seconds", {}).values())
     log = read_log(checkpoint.parent, progress["round"])
-    marks = log[-1].get("validation") if log else None
+    marks = [r.get("validation") for r in log if r["round"] == progress["round"]]
+    scores = None
+    if marks and marks[-1]:
+        finished = {key: settings.get(key) for key in ("lift", "envelope")}
+        scores = {"validation": marks[-1], "finished": finished}
     return {
         "tasks": sorted({name for record in log for name in record["templates"]}),
         "steps": {
             "rounds": progress["round"],
             "trainee_steps": progress["trainee_steps"],
-            "minutes": round(sum(progress["seconds"].values()) / 60, 1),
+            "minutes": round(progress.get("minutes", seconds / 60), 1),
         },
-        "seeds": [json.loads(config.read_text("utf-8"))["seed"]],
-        "scores": {"validation": marks} if marks else None,
+        "seeds": [settings["seed"]],
+        "scores": scores,
     }

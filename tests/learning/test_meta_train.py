@@ -222,11 +222,12 @@ def test_an_exported_checkpoint_tells_how_it_was_trained(tmp_path, config):
     config = dataclasses.replace(config, rounds=3, checkpoint_every=3).with_seed(4)
     MetaTraining(config, tmp_path / "run").run()
     checkpoint, alone = tmp_path / "run" / "checkpoint-3", tmp_path / "checkpoint-3"
+    best = tmp_path / "run" / "best"
     with (tmp_path / "run" / "log.jsonl").open("a") as file:
         file.write('{"round": 4, "templates": ["training/sums_sgd"]}\n{"rou')
     shutil.copytree(checkpoint, alone)
     told = []
-    for index, folder in enumerate((checkpoint, alone)):
+    for index, folder in enumerate((checkpoint, best, alone)):
         to = tmp_path / f"exported-{index}"
         done = CliRunner().invoke(app, ["export", str(folder), "--to", str(to)])
         assert done.exit_code == 0, done.output
@@ -237,14 +238,20 @@ def test_an_exported_checkpoint_tells_how_it_was_trained(tmp_path, config):
     assert told[0]["steps"]["rounds"] == 3
     assert told[0]["steps"]["trainee_steps"] == state["trainee_steps"] > 0
     assert told[0]["seeds"] == [4]
-    assert told[0]["scores"] == {"validation": record["validation"]}
-    assert not any(told[1].values())
+    assert told[0]["scores"] == {
+        "validation": record["validation"],
+        "finished": {"lift": config.lift, "envelope": config.envelope},
+    }
+    assert told[1]["scores"] == told[0]["scores"]
+    assert not any(told[2].values())
 
 
-def test_lift_and_envelope_are_for_the_finished_controller_alone(tmp_path, config):
+@pytest.mark.parametrize("changes", [{"lift": 0.2}, {"envelope": "linear"}])
+def test_lift_and_envelope_are_for_the_finished_controller_alone(
+    tmp_path, config, changes
+):
     config = dataclasses.replace(config, rounds=2)
     plain = MetaTraining(config, tmp_path / "plain")
-    changes = {"lift": 0.2, "envelope": "linear"}
     changed = MetaTraining(dataclasses.replace(config, **changes), tmp_path / "changed")
     records = {}
     for run in (plain, changed):

@@ -283,11 +283,14 @@ class TestCommand:
             ("direct", DirectLearningRate(schedule=EverySteps(3)), 2),
         ):
             controller = MLPController(form=form)
-            export_version(controller, tmp_path / name, observations(controller))
+            facts = {"scores": {"ratio": 0.9}}
+            export_version(controller, tmp_path / name, observations(controller), facts)
             to = tmp_path / f"{name}-lifted"
             arguments = ["export", str(tmp_path / name), "--to", str(to)]
             done = CliRunner().invoke(app, [*arguments, "--lift", "0.1"])
             assert done.exit_code == code
+        card = json.loads((tmp_path / "factor-lifted" / "1" / CARD).read_text())
+        assert card["trained"]["scores"] == {"before_the_change": {"ratio": 0.9}}
         lifted = load_controller(tmp_path / "factor-lifted").action_form
         assert lifted == dataclasses.replace(every(3), lift=0.1)
         assert not (tmp_path / "direct-lifted").exists()
