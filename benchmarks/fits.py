@@ -26,6 +26,7 @@ from keras_learned_lr.benchmark.quality.methods.schedules import cosine_schedule
 from keras_learned_lr.callback import VALIDATION_SIZE
 from keras_learned_lr.controllers import as_controller
 from keras_learned_lr.learning.checkpoints import INDEX
+from keras_learned_lr.learning.run_folder import CONFIG
 
 # Fits are made of few, so that Python takes less of them.
 STEPS_PER_EXECUTION = 5
@@ -62,7 +63,7 @@ def shown_to(named):
     """Returns how many validation examples a controller is shown."""
     if not (Path(named) / INDEX).exists():
         return VALIDATION_SIZE
-    return json.loads((Path(named).parent / "config.json").read_text())["shown"]
+    return json.loads((Path(named).parent / CONFIG).read_text())["shown"]
 
 
 def main(names, seed):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_learned_lr.benchmark import json_lines
+from keras_learned_lr import json_lines
 from keras_learned_lr.benchmark.decision_cost import time_decision
 from keras_learned_lr.benchmark.quality.protocol import checksum
 from keras_learned_lr.benchmark.workloads import WORKLOADS

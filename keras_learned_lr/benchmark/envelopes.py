@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_learned_lr.benchmark import json_lines
+from keras_learned_lr import json_lines
 from keras_learned_lr.control.actions import ENVELOPES, AnchoredScaleFactor
 from keras_learned_lr.learning.evaluation import COSINE_SPEC, GRID, run_level
 from keras_learned_lr.learning.tasks.sampler import TaskSampler

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_learned_lr.benchmark import json_lines
+from keras_learned_lr import json_lines
 from keras_learned_lr.demo import EPISODES, LEARNER, train_controller
 
 CONFIGS = {

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from keras_learned_lr.benchmark import json_lines
+from keras_learned_lr import json_lines
 from keras_learned_lr.learning import (
     ControllerLearner,
     MetaTrainConfig,

@@ -77,6 +77,10 @@ class Width(Configurable):
         return self.final + (self.initial - self.final) * tf.exp(-progress / self.decay)
 
 
+def _above_floor(share: tf.Tensor) -> tf.Tensor:
+    return ENVELOPE_FLOOR + (1.0 - ENVELOPE_FLOOR) * share
+
+
 def constant_envelope(progress: tf.Tensor) -> tf.Tensor:
     """Returns 1 everywhere: no annealing."""
     return tf.ones_like(progress)
@@ -84,13 +88,12 @@ def constant_envelope(progress: tf.Tensor) -> tf.Tensor:
 
 def cosine_envelope(progress: tf.Tensor) -> tf.Tensor:
     """Returns half a cosine from 1 to its floor (Loshchilov & Hutter 2017, eq. 5)."""
-    half_cosine = 0.5 * (1.0 + tf.cos(math.pi * progress))
-    return ENVELOPE_FLOOR + (1.0 - ENVELOPE_FLOOR) * half_cosine
+    return _above_floor(0.5 * (1.0 + tf.cos(math.pi * progress)))
 
 
 def linear_envelope(progress: tf.Tensor) -> tf.Tensor:
     """Returns a line from 1 to its floor (Defazio et al. 2023; Bergsma et al. 2025)."""
-    return ENVELOPE_FLOOR + (1.0 - ENVELOPE_FLOOR) * (1.0 - progress)
+    return _above_floor(1.0 - progress)
 
 
 def trapezoid_envelope(progress: tf.Tensor) -> tf.Tensor:
@@ -99,8 +102,7 @@ def trapezoid_envelope(progress: tf.Tensor) -> tf.Tensor:
     Stable, then decay (Hu et al. 2024, section 4; Hägele et al. 2024). Unlike under a
     cosine, the level means the same all along until the end.
     """
-    line = tf.minimum((1.0 - progress) / COOLDOWN, 1.0)
-    return ENVELOPE_FLOOR + (1.0 - ENVELOPE_FLOOR) * line
+    return _above_floor(tf.minimum((1.0 - progress) / COOLDOWN, 1.0))
 
 
 ENVELOPES = {

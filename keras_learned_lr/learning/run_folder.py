@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from keras_learned_lr import json_lines
+
 CONFIG, LOG, STATE, BEST = "config.json", "log.jsonl", "state.json", "best"
 CHOICES, NOTED = "choices.npz", "noted"
 
@@ -27,13 +29,7 @@ def read_log(folder: Path, until: int) -> list[dict[str, Any]]:
         folder: The run's.
         until: The last round to return.
     """
-    file = folder / LOG
-    records = []
-    for line in file.read_text("utf-8").splitlines() if file.exists() else ():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:  # the line that a kill cut off
-            continue
+    records = json_lines.read(folder / LOG)
     return [record for record in records if record["round"] <= until]
 
 
@@ -59,11 +55,11 @@ def trained(checkpoint: str | Path) -> dict[str, Any]:
     # `best` of runs from before had minutes.
     seconds = sum(progress.get("seconds", {}).values())
     log = read_log(checkpoint.parent, progress["round"])
-    marks = [r.get("validation") for r in log if r["round"] == progress["round"]]
+    last = log[-1] if log else {}
     scores = None
-    if marks and marks[-1]:
+    if last.get("round") == progress["round"] and "validation" in last:
         finished = {key: settings.get(key) for key in ("lift", "envelope")}
-        scores = {"validation": marks[-1], "finished": finished}
+        scores = {"validation": last["validation"], "finished": finished}
     return {
         "tasks": sorted({name for record in log for name in record["templates"]}),
         "steps": {

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from keras_learned_lr.benchmark import json_lines
+from keras_learned_lr import json_lines
 
 # What tells one run from another; all else in a record is what came of it.
 KEY = (

@@ -1,4 +1,4 @@
-"""Files of one JSON object a line, to which a benchmark adds what it has finished."""
+"""Files of one JSON object a line, to which a run adds what it has finished."""
 
 import json
 import os
