@@ -111,6 +111,7 @@ class ControlLoop:
         self._observe_function = Traced(self._observe)
         self._set_function = Traced(self._apply)
         self._plan_function = Traced(self._write_plan)
+        self._keep_function = Traced(self._keep)
         self._eager = model.run_eagerly
 
     @property
@@ -310,10 +311,16 @@ class ControlLoop:
             self._optimizer.assign(self._learning_rate)
             self._probe.note_weights()
             self._remember_kept()
-        elif record.finite:
-            setbacks = self._memory.read().setbacks
-            self._rollback.keep(record.step, self._horizon.read_value(), setbacks)
+        elif record.finite and self._rollback.make_copies(record.step > 0):
+            self._keep_function()
         return record
+
+    def _keep(self) -> None:
+        # One graph: to read what is packed, one operation after another, took as long
+        # as to copy the weights of a small model.
+        assert self._rollback is not None
+        setbacks = self._memory.read().setbacks
+        self._rollback.keep(self._probe.step, self._horizon.read_value(), setbacks)
 
     def _remember_kept(self) -> None:
         """Measures what the weights that are back are worth now.

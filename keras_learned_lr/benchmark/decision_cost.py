@@ -42,10 +42,11 @@ def time_decision(
         validation_size: See `LearnedLearningRate`.
 
     Returns:
-        Milliseconds: `total`, a whole decision; `statistics`, `features` and `policy`,
-        its parts as graphs of their own, without what it takes to call a graph (inside
-        the one graph of a decision they may overlap); `python`, that call, the copy to
-        the host and the record.
+        Milliseconds: `total`, a whole decision; `statistics`, `features`, `policy` and
+        `keeping` (the weights and the optimizer's variables to go back to), its parts
+        as graphs of their own, without what it takes to call a graph (the first three
+        are one graph in a decision, where they may overlap); `python`, the calls of
+        the two, the copy to the host and the record.
         `validation`, the part of the statistics that is the validation loss; `step`, a
         training step of the same model, for comparison.
     """
@@ -56,12 +57,22 @@ def time_decision(
     measure_validation = ValidationLoss(model, subset)
     form = controller.action_form
     loop = ControlLoop(
-        model, controller, form, measure_validation, probe_size=PROBE_SIZE
+        model,
+        controller,
+        form,
+        measure_validation,
+        probe_size=PROBE_SIZE,
+        rollback=True,
     )
+    rollback = Rollback(model)
+    rollback.make_copies()
     rate = tf.constant(1e-3)
 
     def statistics() -> Statistics:
         return loop.probe.measure(tf.constant(10_000, tf.int64), rate, rate, rate)
+
+    def keeping() -> None:
+        rollback.keep(loop.probe.step, tf.constant(1, tf.int64), tf.constant(0.0))
 
     # Arguments, so that nothing is computed once for all.
     measured = Statistics(*(tf.constant(0.5) for _ in Statistics._fields))
@@ -72,6 +83,7 @@ def time_decision(
         "validation": _graph(measure_validation),
         "features": _graph(functools.partial(observe, spec), measured, memory),
         "policy": _graph(lambda o, s: controller.act(o, s)[:2], observation, state),
+        "keeping": _graph(keeping),
         "call": _graph(lambda: tf.constant(0.0)),
     }
     batches = iter(workload.batches())
@@ -99,7 +111,8 @@ def time_decision(
     for name in graphs.keys() - {"call"}:
         milliseconds[name] = max(0.0, milliseconds[name] - call)
     graph = milliseconds.pop("graph")
-    milliseconds["python"] = milliseconds["total"] - graph + call
+    rest = milliseconds["total"] - graph - milliseconds["keeping"]
+    milliseconds["python"] = rest + call
     return milliseconds
 
 

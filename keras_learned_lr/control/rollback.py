@@ -4,7 +4,6 @@ import keras
 import tensorflow as tf
 
 from keras_learned_lr.control.actions import COME_DOWN, HOLD, progress_of
-from keras_learned_lr.control.graph import Traced
 from keras_learned_lr.observation.layers import is_built
 from keras_learned_lr.observation.memory import Memory
 from keras_learned_lr.observation.statistics import Statistics
@@ -175,7 +174,6 @@ class Rollback:
         self._copies: list[tf.Variable] = []
         with tf.device("CPU:0"):
             self._kept_step = tf.Variable(-1, dtype=tf.int64, trainable=False)
-        self._copy_function = Traced(self._copy)
         # The copies are restored when they are put here.
         self._checkpoint = tf.train.Checkpoint(kept_step=self._kept_step)
 
@@ -198,17 +196,32 @@ class Rollback:
         """The step whose weights are kept, int64, -1 before there are any."""
         return self._kept_step.read_value()
 
-    def keep(self, step: int, horizon: tf.Tensor, setbacks: tf.Tensor) -> None:
-        """Keeps the weights of a run that has not collapsed.
+    def keep(self, step: tf.Tensor, horizon: tf.Tensor, setbacks: tf.Tensor) -> None:
+        """Keeps the weights of a run that has not collapsed; works inside a graph.
+
+        Call `make_copies` before it.
 
         Args:
-            step: Training steps taken.
+            step: Training steps taken, int64.
             horizon: Training steps of the whole run, int64.
             setbacks: Of `Memory`, after this decision. Weights that are left to recover
                 are worth less than those of before.
         """
-        if self.make_copies(step > 0):
-            self._copy_function(tf.constant(step, tf.int64), horizon, setbacks)
+        values = [tf.convert_to_tensor(v.value) for v in self._variables]
+        floating = [value for value in values if value.dtype.is_floating]
+        # The last update of a window of finite losses may have been the fatal one.
+        finite = tf.reduce_all(
+            [tf.reduce_all(tf.math.is_finite(value)) for value in floating]
+        )
+        first = self._kept_step < 0
+        sound = tf.equal(setbacks, 0.0) & ~is_young(step, horizon)
+
+        def copy() -> tf.Tensor:
+            for kept, value in zip(self._copies, values, strict=True):
+                kept.assign(value)
+            return self._kept_step.assign(step)
+
+        tf.cond(finite & (first | sound), copy, lambda: self.kept_step)
 
     def put_back(self) -> None:
         """Puts back the weights and the optimizer's variables that were kept."""
@@ -237,20 +250,6 @@ class Rollback:
                 self._copies.append(tf.Variable(value, trainable=False))
         self._checkpoint.copies = self._copies
         return True
-
-    def _copy(self, step: tf.Tensor, horizon: tf.Tensor, setbacks: tf.Tensor) -> None:
-        values = [tf.convert_to_tensor(v.value) for v in self._variables]
-        floating = [value for value in values if value.dtype.is_floating]
-        # The last update of a window of finite losses may have been the fatal one.
-        finite = tf.reduce_all(
-            [tf.reduce_all(tf.math.is_finite(value)) for value in floating]
-        )
-        first = self._kept_step < 0
-        sound = tf.equal(setbacks, 0.0) & ~is_young(step, horizon)
-        keep = finite & (first | sound)
-        for copy, value in zip(self._copies, values, strict=True):
-            copy.assign(tf.where(keep, value, copy))
-        self._kept_step.assign(tf.where(keep, step, self._kept_step))
 
 
 def _device_of(variable: keras.Variable) -> str | None:
