@@ -316,8 +316,8 @@ class ControlLoop:
         return record
 
     def _keep(self) -> None:
-        # One graph: to read what is packed, one operation after another, took as long
-        # as to copy the weights of a small model.
+        # In one graph: read from the host, part by part, the memory alone takes as long
+        # as copying the weights of a small model.
         assert self._rollback is not None
         setbacks = self._memory.read().setbacks
         self._rollback.keep(self._probe.step, self._horizon.read_value(), setbacks)

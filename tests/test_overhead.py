@@ -150,6 +150,6 @@ def test_the_command_tells_all(monkeypatch):
         assert report["counts"][name]["retraces"] == 0
         parts = report["decision_ms"][name]
         assert parts["total"] > 0 and parts["step"] > 0
-        assert {"statistics", "features", "policy", "python"} < set(parts)
+        assert {"statistics", "features", "policy", "keeping", "python"} < set(parts)
     assert set(report["import_seconds"]) == {"keras", "keras_learned_lr"}
     assert set(report["tap"]) == {"us", "processor_us"}
