@@ -1,5 +1,6 @@
-"""Commands that train a controller: `demo` and `train`."""
+"""Commands that train a controller: `demo`, `train` and `refine`."""
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from keras_learned_lr.cli.apps import app, console, one_line_errors, silence_retracing
+from keras_learned_lr.cli.members import Controllers, Envelope, Lift, join
 
 
 @app.command()
@@ -141,6 +143,62 @@ def train(
         f"Best on the validation tasks: {done.best_ratio:.3f} of the best cosine, "
         f"after round {done.best_round}. Exported to {controller}"
     )
+
+
+@app.command()
+def refine(
+    controllers: Controllers,
+    to: Annotated[Path, typer.Option(help="Folder of the refinement.")],
+    lift: Lift = None,
+    envelope: Envelope = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="TOML file of a RefineConfig. [default: its defaults]"),
+    ] = None,
+    passes: Annotated[
+        int | None,
+        typer.Option(min=1, help="In place of the config's; more go on with a run."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="In place of the config's.")
+    ] = None,
+) -> None:
+    """Move a controller's levels to where whole runs end lower; goes on if begun."""
+    silence_retracing()
+    from keras_learned_lr.control.export import can_warm_up, export_version
+    from keras_learned_lr.control.model_card import refined_facts
+    from keras_learned_lr.control.versions import MODEL_NAME
+    from keras_learned_lr.learning.refining import (
+        RefineConfig,
+        Refining,
+        read_refine_config,
+    )
+    from keras_learned_lr.rehearsal import rehearse
+
+    with one_line_errors(OSError):
+        source, facts = join(controllers, lift, envelope)
+        chosen = RefineConfig() if config is None else read_refine_config(config)
+        if passes is not None:
+            chosen = dataclasses.replace(chosen, passes=passes)
+        if seed is not None:
+            chosen = dataclasses.replace(chosen, seed=seed)
+        run = Refining(source, to, chosen)
+    columns = (
+        TextColumn("trials …"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} templates"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("", total=chosen.passes * run.batches)
+        run.run(lambda done: progress.update(task, completed=done))
+    refined = run.refined()
+    observations = rehearse(refined).observations if can_warm_up() else None
+    base = to / "controller" / MODEL_NAME
+    written = export_version(
+        refined, base, observations, refined_facts(facts, run.facts())
+    )
+    console.print(f"Exported to {written}")
 
 
 def _validation_line(record: dict[str, Any]) -> str:

@@ -64,6 +64,20 @@ def joined_facts(members: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def refined_facts(facts: dict[str, Any], refinement: dict[str, Any]) -> dict[str, Any]:
+    """Returns what the card of a refined controller tells.
+
+    Args:
+        facts: What the card of the controller that was refined tells.
+        refinement: What it took, JSON-ready.
+    """
+    scores = facts.get("scores")
+    return facts | {
+        "steps": {"refined": facts.get("steps"), "refinement": refinement},
+        "scores": scores and {"before_the_refinement": scores},
+    }
+
+
 def read_card(folder: Path) -> dict[str, Any] | None:
     """Returns the card of an export, or None where it has none.
 

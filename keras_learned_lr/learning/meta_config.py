@@ -15,7 +15,7 @@ from keras_learned_lr.learning.tasks.task_family import LEAST_WRONG
 
 SHIPPED = Path(__file__).parent / "configs"
 # Where a table of the file says no name, it is the class that belongs there.
-_NAMES = {"learner": "LearnerConfig", "width": "Width"}
+_NAMES = {"learner": "LearnerConfig", "width": "Width", "trials": "TrialSettings"}
 # A learner's settings that follow from the run's.
 _FOLLOWING = ("capacity", "episodes_per_update", "train_every")
 
@@ -230,11 +230,24 @@ def read_config(path: str | Path) -> MetaTrainConfig:
             f"No such config file, and none of that name ships ({names}). Received: "
             f"{str(path)!r}"
         )
+    return MetaTrainConfig.from_config(read_toml(file, "MetaTrainConfig"))
+
+
+def read_toml(file: Path, name: str) -> dict[str, Any]:
+    """Returns the settings in a TOML file, as `Configurable.from_config` reads them.
+
+    Args:
+        file: The file.
+        name: The class that they are of.
+
+    Raises:
+        ValueError: If it is no TOML.
+    """
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{file} is not valid TOML: {error}") from None
-    return MetaTrainConfig.from_config(_completed(content, "MetaTrainConfig"))
+    return _completed(content, name)
 
 
 def _completed(table: dict[str, Any], name: str | None) -> dict[str, Any]:

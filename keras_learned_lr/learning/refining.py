@@ -1,0 +1,218 @@
+"""Refines a controller: tries other levels, and moves it to where runs end lower."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from keras_learned_lr.control.config import Configurable
+from keras_learned_lr.control.controller import Exportable
+from keras_learned_lr.control.refined import Refined, refinable
+from keras_learned_lr.files import replace_text
+from keras_learned_lr.learning.meta_config import read_toml
+from keras_learned_lr.learning.slopes import fit_slopes, weigh
+from keras_learned_lr.learning.tasks.split import choose_templates
+from keras_learned_lr.learning.trials import (
+    Trials,
+    TrialSettings,
+    make_sampler,
+    run_trials,
+)
+
+WEIGHTS = "refinement.json"
+TRIALS = "trials"
+
+
+@dataclasses.dataclass(frozen=True)
+class RefineConfig(Configurable):
+    """Everything that defines a refinement.
+
+    Attributes:
+        trials: What is tried in a batch.
+        passes: How often the controller is tried on every training template, and moved
+            by what that shows.
+        step: Root mean square of a pass's correction over the decisions that it was
+            learned from, in decades.
+        ridge: See `fit_slopes`.
+        limit: Most decades that all corrections together add to a decision.
+        training: Names of the training templates; all of them where empty.
+        seed: Of the tasks and of the moves.
+    """
+
+    kind: ClassVar[str] = "refinement"
+    trials: TrialSettings = TrialSettings()
+    passes: int = 4
+    step: float = 0.03
+    ridge: float = 0.1
+    limit: float = 0.15
+    training: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "training", tuple(self.training))
+        if self.passes < 1 or self.seed < 0:
+            raise ValueError(
+                "`passes` must be at least 1 and `seed` at least 0. Received: "
+                f"passes={self.passes}, seed={self.seed}"
+            )
+        for name in ("step", "ridge", "limit"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(
+                    f"`{name}` must be positive and finite. Received: "
+                    f"{getattr(self, name)!r}"
+                )
+        choose_templates("training", self.training)  # raises if a name is unknown
+
+
+def read_refine_config(path: str | Path) -> RefineConfig:
+    """Reads a TOML file of settings; what it does not name keeps its default.
+
+    Args:
+        path: The file; `trials` is a table in it.
+
+    Raises:
+        ValueError: If there is no such file, it is no TOML, a key is unknown or a
+            value is out of its range.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"No such config file. Received: {str(path)!r}")
+    return RefineConfig.from_config(read_toml(Path(path), "RefineConfig"))
+
+
+class Refining:
+    """A refinement in a folder, which goes on with what is there.
+
+    Every pass runs trials on each training template and adds to the weights of the
+    correction (see `Refined`). A batch of trials is a file of its own, made from the
+    seed, the pass and its place alone: after a kill what is missing is run.
+
+    Args:
+        controller: What is refined; frozen.
+        folder: Where the trials and the weights lie.
+        config: The settings; where the folder has some, they must be the same.
+
+    Raises:
+        ValueError: If the controller cannot be refined, or the folder was begun with
+            other settings.
+
+    Attributes:
+        config: The settings.
+        passes: The weights that each pass so far has added, and what it took.
+    """
+
+    def __init__(
+        self, controller: Exportable, folder: Path, config: RefineConfig | None = None
+    ) -> None:
+        self.config = config = config or RefineConfig()
+        self._controller = controller
+        self._folder = Path(folder)
+        self._names = refinable(controller.observation_spec.names)
+        self._progress = self._names.index("progress")
+        self._templates = choose_templates("training", config.training)
+        self.passes: list[dict[str, Any]] = []
+        found = self._folder / WEIGHTS
+        if found.is_file():
+            self._go_on(json.loads(found.read_text("utf-8")))
+        self._refined = self._make()
+        self._sampler = make_sampler(self._refined, config.trials)
+
+    @property
+    def batches(self) -> int:
+        """Batches of trials in a pass: one of each template."""
+        return len(self._templates)
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Those of the correction so far, float64 `[quantities]`."""
+        nothing = np.zeros(4 * len(self._names) + 1)
+        return sum((np.asarray(p["weights"]) for p in self.passes), nothing)
+
+    def refined(self) -> Refined:
+        """Returns the controller with the correction so far."""
+        return self._make()
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what a model card tells of it."""
+        return {
+            "passes": len(self.passes),
+            "trainee_steps": sum(p["trainee_steps"] for p in self.passes),
+            "minutes": round(sum(p["minutes"] for p in self.passes), 1),
+            "seed": self.config.seed,
+        }
+
+    def run(self, on_batch: Callable[[int], None] | None = None) -> None:
+        """Makes the passes that are left.
+
+        Args:
+            on_batch: Called with the number of batches done after each.
+        """
+        while (number := len(self.passes)) < self.config.passes:
+            began = time.monotonic()
+            trials = []
+            for index in range(self.batches):
+                trials.append(self.collect(number, index))
+                if on_batch is not None:
+                    on_batch(number * self.batches + index + 1)
+            self._learn(trials, (time.monotonic() - began) / 60)
+
+    def collect(self, number: int, index: int) -> Trials:
+        """Runs a batch of trials, or reads it where it is there.
+
+        Args:
+            number: The pass, which must be the next one.
+            index: Which of the templates.
+        """
+        path = self._folder / TRIALS / f"{number}-{index:03d}.npz"
+        if path.is_file():
+            return Trials.load(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rng = np.random.default_rng([self.config.seed, number, index])
+        trials = run_trials(
+            self._refined,
+            self._sampler,
+            self._templates[index],
+            self.config.trials,
+            rng,
+        )
+        trials.save(path)
+        return trials
+
+    def _learn(self, trials: list[Trials], minutes: float) -> None:
+        slopes = fit_slopes(trials, self._progress, self.config.ridge)
+        corrections = weigh(slopes, trials, self._progress)
+        size = np.sqrt(np.mean(corrections**2))
+        # Where nothing that was tried made a difference, nothing is learned.
+        weights = slopes * (self.config.step / size if size > 0 else 0.0)
+        self.passes.append(
+            {
+                "weights": [round(weight, 7) for weight in weights.tolist()],
+                "trainee_steps": int(sum(t.steps for t in trials)),
+                "minutes": minutes,
+            }
+        )
+        told = {
+            "config": self.config.to_config(),
+            "features": self._names,
+            "passes": self.passes,
+        }
+        replace_text(self._folder / WEIGHTS, json.dumps(told, indent=1) + "\n")
+        self._refined = self._make()
+
+    def _go_on(self, told: dict[str, Any]) -> None:
+        begun = RefineConfig.from_config(told["config"])
+        same = dataclasses.replace(begun, passes=self.config.passes)
+        if same != self.config or told["features"] != self._names:
+            raise ValueError(
+                f"The refinement in {str(self._folder)!r} was begun with other "
+                "settings, or for a controller that sees something else. Take another "
+                f"folder. Received: {self.config} for {self._names}; there: {begun} "
+                f"for {told['features']}"
+            )
+        self.passes = told["passes"]
+
+    def _make(self) -> Refined:
+        return Refined(self._controller, self.weights, self.config.limit)

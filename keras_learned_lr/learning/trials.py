@@ -1,0 +1,160 @@
+"""Runs under a controller whose levels are moved at random, and what came of them."""
+
+import dataclasses
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from keras_learned_lr.control.actions import progress_of
+from keras_learned_lr.control.config import Configurable
+from keras_learned_lr.control.refined import Refined, refinable
+from keras_learned_lr.learning.environment import scores
+from keras_learned_lr.learning.tasks.sampler import TaskSampler
+from keras_learned_lr.learning.tasks.split import TaskTemplate
+
+
+@dataclasses.dataclass(frozen=True)
+class TrialSettings(Configurable):
+    """What is tried, and on which tasks.
+
+    Attributes:
+        tasks: Tasks in a batch, each with an initial learning rate of its own.
+        group: Trainees of each task, which differ in how they are moved alone.
+        decades: Initial learning rates lie within ± these decades of the template's.
+        shortest_horizon: Training steps of the shortest runs.
+        longest_horizon: Of the longest; horizons are log-uniform between the two.
+        shown: Validation examples that the controller sees, at most.
+        fewest_rows: See `TaskSampler`.
+        most_wrong: See `TaskSampler`.
+        phases: Shares of a run at which another phase begins.
+        spread: Every decision of a phase is moved by as many decades, uniform between
+            ± this.
+    """
+
+    kind: ClassVar[str] = "trials"
+    tasks: int = 8
+    group: int = 16
+    decades: float = 2.0
+    shortest_horizon: int = 250
+    longest_horizon: int = 1200
+    shown: int = 128
+    fewest_rows: int = 512
+    most_wrong: float = 0.15
+    phases: tuple[float, ...] = (0.15, 0.4, 0.7)
+    spread: float = 0.12
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "phases", tuple(self.phases))
+        if self.tasks < 1 or self.group < 2:
+            raise ValueError(
+                "`tasks` must be positive and `group` at least 2: what a move is "
+                f"worth shows beside others of the same task. Received: {self}"
+            )
+        bounds = (0.0, *self.phases, 1.0)
+        if any(b <= a for a, b in zip(bounds[:-1], bounds[1:], strict=True)):
+            raise ValueError(
+                "`phases` must ascend between 0 and 1, exclusive. Received: "
+                f"{self.phases}"
+            )
+        if not self.spread > 0:
+            raise ValueError(f"`spread` must be positive. Received: {self.spread!r}")
+
+
+class Trials(NamedTuple):
+    """What a batch of runs shows.
+
+    Attributes:
+        seen: float32 `[decisions, tasks, features]`, the mean over a task's trainees
+            of what the controller saw (see `refinable`): that of one alone would
+            depend on how it was moved.
+        phase: int `[decisions]`, which phase they were in.
+        moved: float32 `[tasks, group, phases]`, decades a decision.
+        loss: float32 `[tasks, group]`, the final loss on rows that were neither trained
+            on nor shown to the controller; NaN where a run diverged.
+        steps: Training steps of all runs together.
+    """
+
+    seen: np.ndarray
+    phase: np.ndarray
+    moved: np.ndarray
+    loss: np.ndarray
+    steps: np.ndarray
+
+    def save(self, path: Path) -> None:
+        """Writes them into a file, which a kill leaves whole or absent."""
+        unfinished = path.with_suffix(".new")
+        with unfinished.open("wb") as file:
+            np.savez_compressed(file, **self._asdict())
+        unfinished.rename(path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Trials":
+        """Reads what `save` wrote."""
+        with np.load(path) as found:
+            return cls(**found)
+
+
+def make_sampler(controller: Refined, settings: TrialSettings) -> TaskSampler:
+    """Returns what draws the tasks that a controller is tried on."""
+    return TaskSampler(
+        controller.observation_spec,
+        controller.action_form,
+        settings.shown,
+        settings.fewest_rows,
+        settings.most_wrong,
+    )
+
+
+def run_trials(
+    controller: Refined,
+    sampler: TaskSampler,
+    template: TaskTemplate,
+    settings: TrialSettings,
+    rng: np.random.Generator,
+) -> Trials:
+    """Trains a batch under a controller, each phase of each run moved at random.
+
+    A phase, and not a decision, is moved, as what one decision is worth is lost in what
+    the ones after it make of it (exploration that is correlated in time: Rückstieß et
+    al. 2008, "State-dependent exploration for policy gradient methods").
+
+    Args:
+        controller: What decides.
+        sampler: Draws the tasks; see `make_sampler`.
+        template: Which tasks.
+        settings: How many, and how far they are moved.
+        rng: Draws everything.
+    """
+    shortest, longest = settings.shortest_horizon, settings.longest_horizon
+    horizon = round(np.exp(rng.uniform(np.log(shortest), np.log(longest))))
+    start = rng.uniform(-settings.decades, settings.decades, (settings.tasks, 1))
+    offsets = np.tile(start, (1, settings.group))
+    shape = (settings.tasks, settings.group, len(settings.phases) + 1)
+    moved = rng.uniform(-settings.spread, settings.spread, shape).astype("float32")
+    batch = sampler.draw(template, settings.tasks, offsets, horizon, rng)
+    trainees, members = batch.trainees, batch.members
+    form = controller.action_form
+    names = controller.observation_spec.names
+    columns = [names.index(name) for name in refinable(names)]
+    each = moved.reshape(-1, shape[-1])
+    act = tf.function(lambda o, s: controller.act(o, s)[:2], autograph=False)
+
+    now, look = trainees.begin(members)
+    state = controller.initial_state(len(each))
+    step, seen, phases = 0, [], []
+    while step < horizon:
+        observation = look.observation.numpy()
+        seen.append(observation[:, columns].reshape(*shape[:2], -1).mean(1))
+        phases.append(sum(step / horizon >= begins for begins in settings.phases))
+        action, state = act(look.observation, state)
+        progress = progress_of(tf.constant(step), tf.constant(horizon))
+        action += tf.constant(each[:, phases[-1]]) / controller.width.at(progress)
+        due = min(form.schedule.next_step(step, horizon), horizon)
+        steps = tf.constant(due - step, tf.int64)
+        now, look = trainees.advance(members, now, action, steps)
+        step = due
+    loss = scores(batch, now).reshape(shape[:2])
+    total = np.asarray(horizon * len(each))
+    return Trials(np.array(seen), np.array(phases), moved, loss, total)
