@@ -27,7 +27,7 @@ from keras_learned_lr.learning.refining import (
 )
 from keras_learned_lr.learning.slopes import fit_slopes, weigh
 from keras_learned_lr.learning.tasks.split import choose_templates
-from keras_learned_lr.learning.trials import Trials, make_sampler, run_trials
+from keras_learned_lr.learning.trials import TrialRunner, Trials
 from keras_learned_lr.rehearsal import rehearse
 
 NAMES = ("log_level", "progress", "training_vs_first", "training_vs_first@0.5")
@@ -119,13 +119,12 @@ def test_runs_that_diverge_count_as_bad_and_not_as_nothing():
 
 def test_trainees_of_a_task_differ_in_how_they_are_moved_alone():
     controller = Refined(MLPController(names=NAMES, form=FORM), np.zeros(13), 0.1)
-    sampler = make_sampler(controller, SMALL)
     (template,) = choose_templates("training", ["mixtures_sgd"])
 
     def run(spread):
         settings = dataclasses.replace(SMALL, spread=spread)
         rng = np.random.default_rng(3)
-        return run_trials(controller, sampler, template, settings, rng)
+        return TrialRunner(controller, settings).run(template, rng)
 
     still, moved = run(1e-9), run(0.5)
     np.testing.assert_allclose(still.loss, still.loss[:, :1].repeat(4, 1), rtol=1e-5)

@@ -192,11 +192,10 @@ def refine(
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("", total=chosen.passes * run.batches)
         run.run(lambda done: progress.update(task, completed=done))
-    refined = run.refined()
-    observations = rehearse(refined).observations if can_warm_up() else None
+    observations = rehearse(run.refined).observations if can_warm_up() else None
     base = to / "controller" / MODEL_NAME
     written = export_version(
-        refined, base, observations, refined_facts(facts, run.facts())
+        run.refined, base, observations, refined_facts(facts, run.facts())
     )
     console.print(f"Exported to {written}")
 

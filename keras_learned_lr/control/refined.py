@@ -114,6 +114,10 @@ class Refined:
         self._controller = controller
         self.variables: Sequence[Any] = [*controller.variables, self._weights]
 
+    def assign(self, weights: np.ndarray) -> None:
+        """Sets other weights, also after `act` was traced into a graph."""
+        self._weights.assign(np.asarray(weights, "float32"))
+
     def initial_state(self, batch_size: int) -> list[tf.Tensor]:
         """Returns the controller's state before the first decision."""
         return self._controller.initial_state(batch_size)

@@ -16,12 +16,7 @@ from keras_learned_lr.files import replace_text
 from keras_learned_lr.learning.meta_config import read_toml
 from keras_learned_lr.learning.slopes import fit_slopes, weigh
 from keras_learned_lr.learning.tasks.split import choose_templates
-from keras_learned_lr.learning.trials import (
-    Trials,
-    TrialSettings,
-    make_sampler,
-    run_trials,
-)
+from keras_learned_lr.learning.trials import TrialRunner, Trials, TrialSettings
 
 WEIGHTS = "refinement.json"
 TRIALS = "trials"
@@ -101,6 +96,7 @@ class Refining:
 
     Attributes:
         config: The settings.
+        refined: The controller with the correction so far.
         passes: The weights that each pass so far has added, and what it took.
     """
 
@@ -108,7 +104,6 @@ class Refining:
         self, controller: Exportable, folder: Path, config: RefineConfig | None = None
     ) -> None:
         self.config = config = config or RefineConfig()
-        self._controller = controller
         self._folder = Path(folder)
         self._names = refinable(controller.observation_spec.names)
         self._progress = self._names.index("progress")
@@ -117,8 +112,8 @@ class Refining:
         found = self._folder / WEIGHTS
         if found.is_file():
             self._go_on(json.loads(found.read_text("utf-8")))
-        self._refined = self._make()
-        self._sampler = make_sampler(self._refined, config.trials)
+        self.refined = Refined(controller, self.weights, config.limit)
+        self._runner = TrialRunner(self.refined, config.trials)
 
     @property
     def batches(self) -> int:
@@ -130,10 +125,6 @@ class Refining:
         """Those of the correction so far, float64 `[quantities]`."""
         nothing = np.zeros(4 * len(self._names) + 1)
         return sum((np.asarray(p["weights"]) for p in self.passes), nothing)
-
-    def refined(self) -> Refined:
-        """Returns the controller with the correction so far."""
-        return self._make()
 
     def facts(self) -> dict[str, Any]:
         """Returns what a model card tells of it."""
@@ -171,13 +162,7 @@ class Refining:
             return Trials.load(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         rng = np.random.default_rng([self.config.seed, number, index])
-        trials = run_trials(
-            self._refined,
-            self._sampler,
-            self._templates[index],
-            self.config.trials,
-            rng,
-        )
+        trials = self._runner.run(self._templates[index], rng)
         trials.save(path)
         return trials
 
@@ -200,7 +185,7 @@ class Refining:
             "passes": self.passes,
         }
         replace_text(self._folder / WEIGHTS, json.dumps(told, indent=1) + "\n")
-        self._refined = self._make()
+        self.refined.assign(self.weights)
 
     def _go_on(self, told: dict[str, Any]) -> None:
         begun = RefineConfig.from_config(told["config"])
@@ -213,6 +198,3 @@ class Refining:
                 f"for {told['features']}"
             )
         self.passes = told["passes"]
-
-    def _make(self) -> Refined:
-        return Refined(self._controller, self.weights, self.config.limit)

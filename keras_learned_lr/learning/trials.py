@@ -96,65 +96,70 @@ class Trials(NamedTuple):
             return cls(**found)
 
 
-def make_sampler(controller: Refined, settings: TrialSettings) -> TaskSampler:
-    """Returns what draws the tasks that a controller is tried on."""
-    return TaskSampler(
-        controller.observation_spec,
-        controller.action_form,
-        settings.shown,
-        settings.fewest_rows,
-        settings.most_wrong,
-    )
-
-
-def run_trials(
-    controller: Refined,
-    sampler: TaskSampler,
-    template: TaskTemplate,
-    settings: TrialSettings,
-    rng: np.random.Generator,
-) -> Trials:
-    """Trains a batch under a controller, each phase of each run moved at random.
+class TrialRunner:
+    """Trains batches under a controller, each phase of each run moved at random.
 
     A phase, and not a decision, is moved, as what one decision is worth is lost in what
     the ones after it make of it (exploration that is correlated in time: Rückstieß et
     al. 2008, "State-dependent exploration for policy gradient methods").
 
     Args:
-        controller: What decides.
-        sampler: Draws the tasks; see `make_sampler`.
-        template: Which tasks.
-        settings: How many, and how far they are moved.
-        rng: Draws everything.
+        controller: What decides. Its weights may be others in the next batch.
+        settings: How many are tried on which tasks, and how far they are moved.
     """
-    shortest, longest = settings.shortest_horizon, settings.longest_horizon
-    horizon = round(np.exp(rng.uniform(np.log(shortest), np.log(longest))))
-    start = rng.uniform(-settings.decades, settings.decades, (settings.tasks, 1))
-    offsets = np.tile(start, (1, settings.group))
-    shape = (settings.tasks, settings.group, len(settings.phases) + 1)
-    moved = rng.uniform(-settings.spread, settings.spread, shape).astype("float32")
-    batch = sampler.draw(template, settings.tasks, offsets, horizon, rng)
-    trainees, members = batch.trainees, batch.members
-    form = controller.action_form
-    names = controller.observation_spec.names
-    columns = [names.index(name) for name in refinable(names)]
-    each = moved.reshape(-1, shape[-1])
-    act = tf.function(lambda o, s: controller.act(o, s)[:2], autograph=False)
 
-    now, look = trainees.begin(members)
-    state = controller.initial_state(len(each))
-    step, seen, phases = 0, [], []
-    while step < horizon:
-        observation = look.observation.numpy()
-        seen.append(observation[:, columns].reshape(*shape[:2], -1).mean(1))
-        phases.append(sum(step / horizon >= begins for begins in settings.phases))
-        action, state = act(look.observation, state)
-        progress = progress_of(tf.constant(step), tf.constant(horizon))
-        action += tf.constant(each[:, phases[-1]]) / controller.width.at(progress)
-        due = min(form.schedule.next_step(step, horizon), horizon)
-        steps = tf.constant(due - step, tf.int64)
-        now, look = trainees.advance(members, now, action, steps)
-        step = due
-    loss = scores(batch, now).reshape(shape[:2])
-    total = np.asarray(horizon * len(each))
-    return Trials(np.array(seen), np.array(phases), moved, loss, total)
+    def __init__(self, controller: Refined, settings: TrialSettings) -> None:
+        self._controller = controller
+        self._settings = settings
+        self._sampler = TaskSampler(
+            controller.observation_spec,
+            controller.action_form,
+            settings.shown,
+            settings.fewest_rows,
+            settings.most_wrong,
+        )
+        # Once for all batches: to trace a controller takes as long as many runs.
+        self._act = tf.function(
+            lambda observation, state: controller.act(observation, state)[:2],
+            autograph=False,
+        )
+
+    def run(self, template: TaskTemplate, rng: np.random.Generator) -> Trials:
+        """Runs one batch.
+
+        Args:
+            template: Which tasks.
+            rng: Draws everything.
+        """
+        settings = self._settings
+        shortest, longest = settings.shortest_horizon, settings.longest_horizon
+        horizon = round(np.exp(rng.uniform(np.log(shortest), np.log(longest))))
+        start = rng.uniform(-settings.decades, settings.decades, (settings.tasks, 1))
+        offsets = np.tile(start, (1, settings.group))
+        shape = (settings.tasks, settings.group, len(settings.phases) + 1)
+        moved = rng.uniform(-settings.spread, settings.spread, shape).astype("float32")
+        batch = self._sampler.draw(template, settings.tasks, offsets, horizon, rng)
+        trainees, members = batch.trainees, batch.members
+        controller = self._controller
+        form = controller.action_form
+        names = controller.observation_spec.names
+        columns = [names.index(name) for name in refinable(names)]
+        each = moved.reshape(-1, shape[-1])
+
+        now, look = trainees.begin(members)
+        state = controller.initial_state(len(each))
+        step, seen, phases = 0, [], []
+        while step < horizon:
+            observation = look.observation.numpy()
+            seen.append(observation[:, columns].reshape(*shape[:2], -1).mean(1))
+            phases.append(sum(step / horizon >= begins for begins in settings.phases))
+            action, state = self._act(look.observation, state)
+            progress = progress_of(tf.constant(step), tf.constant(horizon))
+            action += tf.constant(each[:, phases[-1]]) / controller.width.at(progress)
+            due = min(form.schedule.next_step(step, horizon), horizon)
+            steps = tf.constant(due - step, tf.int64)
+            now, look = trainees.advance(members, now, action, steps)
+            step = due
+        loss = scores(batch, now).reshape(shape[:2])
+        total = np.asarray(horizon * len(each))
+        return Trials(np.array(seen), np.array(phases), moved, loss, total)
