@@ -89,7 +89,8 @@ def trials_of(slopes, noise, seed, batches=12):
         summed = np.stack([gain[phase == p].sum(0) for p in range(3)], -1)
         result = -np.einsum("tgp,tp->tg", moved, summed)
         result += rng.normal(size=(4, 1)) + noise * rng.normal(size=(4, 16))
-        found.append(Trials(seen, phase, moved, np.exp(result), np.asarray(1)))
+        one = np.asarray(1)
+        found.append(Trials(seen, phase, moved, np.exp(result), one, one))
     return found
 
 
@@ -160,34 +161,51 @@ def test_a_refinement_goes_on_to_the_same_weights(tmp_path):
     whole.run(done.append)
     assert done == [1, 2, 3, 4]
     assert whole.facts()["passes"] == 2 and whole.facts()["trainee_steps"] > 0
-    broken = refining(tmp_path / "broken", passes=1)
-    broken.run()
+    fewer = refining(tmp_path / "broken", passes=1)
+    fewer.run()
     # Of the second pass one batch is there, and the other was being written.
     again = refining(tmp_path / "broken")
-    again.collect(1, 0)
-    (tmp_path / "broken" / "trials" / "1-001.new").write_bytes(b"half")
+    again.collect(3)
+    (tmp_path / "broken" / "trials" / "1-000.new").write_bytes(b"half")
     last = refining(tmp_path / "broken")
     last.run()
-    np.testing.assert_array_equal(last.weights, whole.weights)
-    assert np.any(last.weights != broken.weights)
-    told = json.loads((tmp_path / "broken" / WEIGHTS).read_text())
-    np.testing.assert_array_equal(
-        np.sum([p["weights"] for p in told["passes"]], 0), whole.weights
-    )
+
+    def weights(run):
+        told = json.loads((tmp_path / run / WEIGHTS).read_text())
+        return np.array(told["weights"])
+
+    np.testing.assert_array_equal(weights("broken"), weights("whole"))
+    read = refining(tmp_path / "broken")
+    read.run(lambda _: pytest.fail("Nothing is left to try."))
+    seen = np.random.default_rng(0).normal(size=(20, 4)).astype("float32")
+    moves = [
+        decades(RecurrentController(names=NAMES, form=FORM), r.refined, seen)
+        for r in (whole, last, read, fewer)
+    ]
+    np.testing.assert_array_equal(moves[0], moves[1])
+    np.testing.assert_array_equal(moves[0], moves[2])
+    assert not np.allclose(moves[0], moves[3], atol=1e-3)
     with pytest.raises(ValueError, match="begun with other settings"):
         refining(tmp_path / "broken", step=0.1)
 
 
-def test_each_pass_tries_what_the_ones_before_have_made(tmp_path):
-    run = refining(tmp_path, passes=1, step=0.3)
+def test_a_correction_is_as_large_as_the_config_says(tmp_path):
+    run = refining(tmp_path, step=0.3)
     run.run()
-    trials = [run.collect(0, index) for index in range(2)]
-    size = np.sqrt(np.mean(weigh(run.weights, trials, 1) ** 2))
+    trials = [run.collect(index) for index in range(run.batches)]
+    weights = json.loads((tmp_path / WEIGHTS).read_text())["weights"]
+    size = np.sqrt(np.mean(weigh(np.array(weights), trials, 1) ** 2))
     assert size == pytest.approx(0.3, rel=1e-3)
-    following = refining(tmp_path, passes=2, step=0.3).collect(1, 0)
-    fresh = refining(tmp_path / "fresh", passes=2, step=0.3).collect(1, 0)
-    np.testing.assert_array_equal(following.moved, fresh.moved)
-    assert not np.allclose(following.loss, fresh.loss, rtol=1e-3)
+
+
+def test_what_next_to_never_happens_gets_no_weight():
+    slopes = np.zeros(13)
+    slopes[12] = 0.1
+    trials = trials_of(slopes, 0.02, 0)
+    for index, found in enumerate(trials):
+        found.seen[:, :, 0] = 0.0
+        found.seen[0, 0, 0] = 0.01 * (index == 0)
+    assert np.abs(fit_slopes(trials, 1, 0.1)).max() < 0.2
 
 
 def test_a_refined_controller_is_exported_and_a_fit_follows_it(tmp_path):
@@ -209,7 +227,7 @@ def test_a_refined_controller_is_exported_and_a_fit_follows_it(tmp_path):
     assert card["steps"]["refined"] == 5 and card["tasks"] == ["a"]
     assert card["steps"]["refinement"]["passes"] == 1
     assert card["scores"] == {"before_the_refinement": {"ratio": 1.1}}
-    weights = json.loads((to / WEIGHTS).read_text())["passes"][0]["weights"]
+    weights = json.loads((to / WEIGHTS).read_text())["weights"]
     refined = Refined(plain, np.array(weights), RefineConfig().limit)
     runs = [rehearse(c).decisions["action"] for c in (made, refined, plain)]
     np.testing.assert_allclose(runs[0], runs[1], rtol=1e-4, atol=1e-5)

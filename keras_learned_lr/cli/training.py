@@ -186,12 +186,13 @@ def refine(
     columns = (
         TextColumn("trials …"),
         BarColumn(),
-        TextColumn("{task.completed}/{task.total} templates"),
+        TextColumn("{task.completed}/{task.total} batches"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=chosen.passes * run.batches)
+        task = progress.add_task("", total=run.batches)
         run.run(lambda done: progress.update(task, completed=done))
+        progress.update(task, completed=run.batches)
     observations = rehearse(run.refined).observations if can_warm_up() else None
     base = to / "controller" / MODEL_NAME
     written = export_version(

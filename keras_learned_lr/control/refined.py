@@ -54,6 +54,11 @@ def quantities(features: np.ndarray, progress: int, np: Any = np) -> np.ndarray:
     return np.concatenate(parts, -1)
 
 
+def quantities_of(names: Sequence[str]) -> int:
+    """Returns how many `quantities` there are of features with these names."""
+    return 4 * len(names) + 1
+
+
 class _TensorFlow:
     """The functions of NumPy that `quantities` calls, inside a graph."""
 
@@ -96,7 +101,7 @@ class Refined:
                 f"action form is a ScaleFactor. Received: {form}"
             )
         chosen = refinable(spec.names)
-        expected = 4 * len(chosen) + 1
+        expected = quantities_of(chosen)
         if np.shape(weights) != (expected,):
             raise ValueError(
                 f"A correction by {len(chosen)} features has {expected} weights. "

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,7 +10,7 @@ import numpy as np
 
 from keras_learned_lr.control.config import Configurable
 from keras_learned_lr.control.controller import Exportable
-from keras_learned_lr.control.refined import Refined, refinable
+from keras_learned_lr.control.refined import Refined, quantities_of, refinable
 from keras_learned_lr.files import replace_text
 from keras_learned_lr.learning.meta_config import read_toml
 from keras_learned_lr.learning.slopes import fit_slopes, weigh
@@ -28,21 +27,20 @@ class RefineConfig(Configurable):
 
     Attributes:
         trials: What is tried in a batch.
-        passes: How often the controller is tried on every training template, and moved
-            by what that shows.
-        step: Root mean square of a pass's correction over the decisions that it was
-            learned from, in decades.
+        passes: How often the controller is tried on every training template.
+        step: Root mean square of the correction over the decisions that it was learned
+            from, in decades.
         ridge: See `fit_slopes`.
-        limit: Most decades that all corrections together add to a decision.
+        limit: Most decades that it adds to a decision, or takes away.
         training: Names of the training templates; all of them where empty.
         seed: Of the tasks and of the moves.
     """
 
     kind: ClassVar[str] = "refinement"
     trials: TrialSettings = TrialSettings()
-    passes: int = 4
-    step: float = 0.03
-    ridge: float = 0.1
+    passes: int = 2
+    step: float = 0.05
+    ridge: float = 0.3
     limit: float = 0.15
     training: tuple[str, ...] = ()
     seed: int = 0
@@ -81,14 +79,16 @@ def read_refine_config(path: str | Path) -> RefineConfig:
 class Refining:
     """A refinement in a folder, which goes on with what is there.
 
-    Every pass runs trials on each training template and adds to the weights of the
-    correction (see `Refined`). A batch of trials is a file of its own, made from the
-    seed, the pass and its place alone: after a kill what is missing is run.
+    Every pass runs trials on each training template; all of them together teach the
+    weights of the correction (see `Refined`). A batch of trials is a file of its own,
+    made from the seed, the pass and its place alone: after a kill what is missing is
+    run, several processes may share the work, and more passes may follow.
 
     Args:
         controller: What is refined; frozen.
         folder: Where the trials and the weights lie.
-        config: The settings; where the folder has some, they must be the same.
+        config: The settings; where the folder has some, they must be the same but for
+            `passes`.
 
     Raises:
         ValueError: If the controller cannot be refined, or the folder was begun with
@@ -96,8 +96,8 @@ class Refining:
 
     Attributes:
         config: The settings.
-        refined: The controller with the correction so far.
-        passes: The weights that each pass so far has added, and what it took.
+        refined: The controller with the correction, once it is learned.
+        batches: Batches of trials in all passes.
     """
 
     def __init__(
@@ -108,86 +108,72 @@ class Refining:
         self._names = refinable(controller.observation_spec.names)
         self._progress = self._names.index("progress")
         self._templates = choose_templates("training", config.training)
-        self.passes: list[dict[str, Any]] = []
-        found = self._folder / WEIGHTS
-        if found.is_file():
-            self._go_on(json.loads(found.read_text("utf-8")))
-        self.refined = Refined(controller, self.weights, config.limit)
-        self._runner = TrialRunner(self.refined, config.trials)
-
-    @property
-    def batches(self) -> int:
-        """Batches of trials in a pass: one of each template."""
-        return len(self._templates)
-
-    @property
-    def weights(self) -> np.ndarray:
-        """Those of the correction so far, float64 `[quantities]`."""
-        nothing = np.zeros(4 * len(self._names) + 1)
-        return sum((np.asarray(p["weights"]) for p in self.passes), nothing)
+        self.batches = config.passes * len(self._templates)
+        nothing = np.zeros(quantities_of(self._names))
+        self.refined = Refined(controller, nothing, config.limit)
+        self._still = Refined(controller, nothing, config.limit)
+        self._runner = TrialRunner(self._still, config.trials)
+        self._learned: dict[str, Any] = {}
+        self._begin()
 
     def facts(self) -> dict[str, Any]:
-        """Returns what a model card tells of it."""
-        return {
-            "passes": len(self.passes),
-            "trainee_steps": sum(p["trainee_steps"] for p in self.passes),
-            "minutes": round(sum(p["minutes"] for p in self.passes), 1),
-            "seed": self.config.seed,
-        }
+        """Returns what a model card tells of it, once it is learned."""
+        told = ("passes", "trainee_steps", "minutes")
+        return {name: self._learned[name] for name in told} | {"seed": self.config.seed}
 
     def run(self, on_batch: Callable[[int], None] | None = None) -> None:
-        """Makes the passes that are left.
+        """Runs the trials that are missing, and learns from all of them.
 
         Args:
             on_batch: Called with the number of batches done after each.
         """
-        while (number := len(self.passes)) < self.config.passes:
-            began = time.monotonic()
-            trials = []
-            for index in range(self.batches):
-                trials.append(self.collect(number, index))
-                if on_batch is not None:
-                    on_batch(number * self.batches + index + 1)
-            self._learn(trials, (time.monotonic() - began) / 60)
+        if self._learned:
+            return
+        trials = []
+        for index in range(self.batches):
+            trials.append(self.collect(index))
+            if on_batch is not None:
+                on_batch(index + 1)
+        self._learn(trials)
 
-    def collect(self, number: int, index: int) -> Trials:
+    def collect(self, index: int) -> Trials:
         """Runs a batch of trials, or reads it where it is there.
 
         Args:
-            number: The pass, which must be the next one.
-            index: Which of the templates.
+            index: Which, below `batches`; one pass comes after another.
         """
-        path = self._folder / TRIALS / f"{number}-{index:03d}.npz"
+        number, template = divmod(index, len(self._templates))
+        path = self._folder / TRIALS / f"{number}-{template:03d}.npz"
         if path.is_file():
             return Trials.load(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        rng = np.random.default_rng([self.config.seed, number, index])
-        trials = self._runner.run(self._templates[index], rng)
+        rng = np.random.default_rng([self.config.seed, number, template])
+        trials = self._runner.run(self._templates[template], rng)
         trials.save(path)
         return trials
 
-    def _learn(self, trials: list[Trials], minutes: float) -> None:
+    def _learn(self, trials: list[Trials]) -> None:
         slopes = fit_slopes(trials, self._progress, self.config.ridge)
         corrections = weigh(slopes, trials, self._progress)
         size = np.sqrt(np.mean(corrections**2))
         # Where nothing that was tried made a difference, nothing is learned.
         weights = slopes * (self.config.step / size if size > 0 else 0.0)
-        self.passes.append(
-            {
-                "weights": [round(weight, 7) for weight in weights.tolist()],
-                "trainee_steps": int(sum(t.steps for t in trials)),
-                "minutes": minutes,
-            }
-        )
-        told = {
-            "config": self.config.to_config(),
-            "features": self._names,
-            "passes": self.passes,
+        self._learned = {
+            "passes": self.config.passes,
+            "trainee_steps": int(sum(t.steps for t in trials)),
+            "minutes": round(float(sum(t.seconds for t in trials)) / 60, 1),
+            "weights": [round(weight, 7) for weight in weights.tolist()],
         }
-        replace_text(self._folder / WEIGHTS, json.dumps(told, indent=1) + "\n")
-        self.refined.assign(self.weights)
+        told = {"config": self.config.to_config(), "features": self._names}
+        text = json.dumps(told | self._learned, indent=1) + "\n"
+        replace_text(self._folder / WEIGHTS, text)
+        self.refined.assign(self._learned["weights"])
 
-    def _go_on(self, told: dict[str, Any]) -> None:
+    def _begin(self) -> None:
+        found = self._folder / WEIGHTS
+        if not found.is_file():
+            return
+        told = json.loads(found.read_text("utf-8"))
         begun = RefineConfig.from_config(told["config"])
         same = dataclasses.replace(begun, passes=self.config.passes)
         if same != self.config or told["features"] != self._names:
@@ -197,4 +183,6 @@ class Refining:
                 f"folder. Received: {self.config} for {self._names}; there: {begun} "
                 f"for {told['features']}"
             )
-        self.passes = told["passes"]
+        if begun.passes == self.config.passes:
+            self._learned = told
+            self.refined.assign(told["weights"])

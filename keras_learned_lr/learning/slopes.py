@@ -13,6 +13,8 @@ WORST = 0.3
 # Least standard deviation of the results of a batch, which are divided by it: every
 # template counts the same, but not the noise of one on which nothing matters.
 LEAST_DEVIATION = 0.003
+# Least deviation of a quantity, in those of the median one.
+LEAST_SCALE = 0.05
 # As good as nothing, where the ridge must not touch a coefficient.
 _FREE = 1e-3
 
@@ -45,7 +47,9 @@ def fit_slopes(trials: Sequence[Trials], progress: int, ridge: float) -> np.ndar
     total = sum(len(result) for _, result in rows)
     products = sum(x.T @ x for x, _ in rows) / total
     targets = sum(x.T @ y for x, y in rows) / total
-    scale = np.sqrt(np.diag(products)) + 1e-12
+    scale = np.sqrt(np.diag(products))
+    # What is the same in all runs but a few would get whatever weight those ask for.
+    scale = np.maximum(scale, LEAST_SCALE * np.median(scale) + 1e-12)
     penalty = np.full(len(scale), ridge)
     penalty[:free] = _FREE
     system = products / np.outer(scale, scale) + np.diag(penalty)

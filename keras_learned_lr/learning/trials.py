@@ -1,6 +1,7 @@
 """Runs under a controller whose levels are moved at random, and what came of them."""
 
 import dataclasses
+import time
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -74,6 +75,7 @@ class Trials(NamedTuple):
         loss: float32 `[tasks, group]`, the final loss on rows that were neither trained
             on nor shown to the controller; NaN where a run diverged.
         steps: Training steps of all runs together.
+        seconds: What they took.
     """
 
     seen: np.ndarray
@@ -81,6 +83,7 @@ class Trials(NamedTuple):
     moved: np.ndarray
     loss: np.ndarray
     steps: np.ndarray
+    seconds: np.ndarray
 
     def save(self, path: Path) -> None:
         """Writes them into a file, which a kill leaves whole or absent."""
@@ -104,7 +107,7 @@ class TrialRunner:
     al. 2008, "State-dependent exploration for policy gradient methods").
 
     Args:
-        controller: What decides. Its weights may be others in the next batch.
+        controller: What decides.
         settings: How many are tried on which tasks, and how far they are moved.
     """
 
@@ -131,6 +134,7 @@ class TrialRunner:
             template: Which tasks.
             rng: Draws everything.
         """
+        began = time.monotonic()
         settings = self._settings
         shortest, longest = settings.shortest_horizon, settings.longest_horizon
         horizon = round(np.exp(rng.uniform(np.log(shortest), np.log(longest))))
@@ -161,5 +165,11 @@ class TrialRunner:
             now, look = trainees.advance(members, now, action, steps)
             step = due
         loss = scores(batch, now).reshape(shape[:2])
-        total = np.asarray(horizon * len(each))
-        return Trials(np.array(seen), np.array(phases), moved, loss, total)
+        return Trials(
+            seen=np.array(seen),
+            phase=np.array(phases),
+            moved=moved,
+            loss=loss,
+            steps=np.asarray(horizon * len(each)),
+            seconds=np.asarray(time.monotonic() - began),
+        )
