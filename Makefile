@@ -41,7 +41,7 @@ demo: $(DEMO_STAMP) ## Install what the demo needs and run it.
 controller: $(DEMO_STAMP) ## Train the two that decide together, as those that ship, or go on: an hour and a half on a core.
 	$(BIN)/keras-learned-lr train default --to runs/default $(if $(wildcard runs/default/config.json),--resume)
 	$(BIN)/keras-learned-lr train memory --to runs/memory $(if $(wildcard runs/memory/config.json),--resume)
-	$(BIN)/keras-learned-lr refine runs/default/controller/learned_lr runs/memory/controller/learned_lr --to runs/refined
+	$(BIN)/keras-learned-lr export runs/default/controller/learned_lr runs/memory/controller/learned_lr --to runs/controller/learned_lr
 
 test: lint ## Lint, check types and run the tests, except the slow ones.
 	$(PYTEST)

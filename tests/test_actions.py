@@ -223,6 +223,14 @@ class TestAnchored:
         _, rate = take(form, form.initial_state(0.01), 0.0, step=step)
         assert float(rate) == pytest.approx(0.01 * share, rel=1e-4)
 
+    @pytest.mark.parametrize(
+        ("step", "share"), [(0, 1.0), (70, 1.0), (85, 0.5005), (97, 0.1009)]
+    )
+    def test_the_long_trapezoid_over_the_last_three_tenths(self, step, share):
+        form = AnchoredScaleFactor(envelope="long_trapezoid")
+        _, rate = take(form, form.initial_state(0.01), 0.0, step=step)
+        assert float(rate) == pytest.approx(0.01 * share, rel=1e-4)
+
     @pytest.mark.parametrize("step", [0, 30, 99, 100])
     def test_the_line_comes_down_all_along(self, step):
         form = AnchoredScaleFactor(envelope="linear")

@@ -21,8 +21,8 @@ Lift = Annotated[
 Envelope = Annotated[
     str | None,
     typer.Option(
-        help="How its learning rate is annealed: constant, cosine, linear or "
-        "trapezoid. [default: as it is now]"
+        help="How its learning rate is annealed: constant, cosine, linear, trapezoid "
+        "or long_trapezoid. [default: as it is now]"
     ),
 ]
 

@@ -18,8 +18,8 @@ from keras_learned_lr.control.schedules import EverySteps, Geometric, Schedule
 ENVELOPE_FLOOR = 1e-3
 # Beyond these a float32 may turn 0 or infinite on the way to a learning rate.
 SMALLEST, LARGEST = 1e-30, 1e30
-# Share of a run in which the trapezoid comes down.
-COOLDOWN = 0.2
+# Shares of a run in which the trapezoids come down.
+COOLDOWN, LONG_COOLDOWN = 0.2, 0.3
 # A level under which a run collapsed is left for this share of it, or a lower one.
 RETREAT = 0.5
 # What bounds the next level, in ascending order: the old one, or `RETREAT` times that.
@@ -102,7 +102,16 @@ def trapezoid_envelope(progress: tf.Tensor) -> tf.Tensor:
     Stable, then decay (Hu et al. 2024, section 4; Hägele et al. 2024). Unlike under a
     cosine, the level means the same all along until the end.
     """
-    return _above_floor(tf.minimum((1.0 - progress) / COOLDOWN, 1.0))
+    return _trapezoid(progress, COOLDOWN)
+
+
+def long_trapezoid_envelope(progress: tf.Tensor) -> tf.Tensor:
+    """Returns the same, but the line takes three tenths of the run."""
+    return _trapezoid(progress, LONG_COOLDOWN)
+
+
+def _trapezoid(progress: tf.Tensor, cooldown: float) -> tf.Tensor:
+    return _above_floor(tf.minimum((1.0 - progress) / cooldown, 1.0))
 
 
 ENVELOPES = {
@@ -110,6 +119,7 @@ ENVELOPES = {
     "cosine": cosine_envelope,
     "linear": linear_envelope,
     "trapezoid": trapezoid_envelope,
+    "long_trapezoid": long_trapezoid_envelope,
 }
 
 
