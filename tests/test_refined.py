@@ -138,11 +138,20 @@ def test_trainees_of_a_task_differ_in_how_they_are_moved_alone():
 
 
 def test_settings_are_checked():
-    for settings in ({"phases": (0.5, 0.4)}, {"group": 1}, {"spread": 0.0}):
+    for settings in (
+        {"phases": (0.5, 0.4)},
+        {"group": 1},
+        {"spread": 0.0},
+        {"shortest_horizon": 2000},
+        {"shown": 0},
+        {"most_wrong": 0.0},
+    ):
         with pytest.raises(ValueError, match=next(iter(settings))):
             TrialSettings(**settings)
     with pytest.raises(ValueError, match="`passes`"):
         RefineConfig(passes=0)
+    with pytest.raises(ValueError, match="`step` must be below `limit`"):
+        RefineConfig(step=0.2)
     with pytest.raises(ValueError, match="nobody"):
         RefineConfig(training=("nobody",))
 
@@ -185,17 +194,30 @@ def test_a_refinement_goes_on_to_the_same_weights(tmp_path):
     np.testing.assert_array_equal(moves[0], moves[1])
     np.testing.assert_array_equal(moves[0], moves[2])
     assert not np.allclose(moves[0], moves[3], atol=1e-3)
-    with pytest.raises(ValueError, match="begun with other settings"):
-        refining(tmp_path / "broken", step=0.1)
+
+
+def test_trials_of_two_controllers_or_settings_are_not_mixed(tmp_path):
+    refining(tmp_path).collect(0)
+    for other in ({"seed": 1}, {"step": 0.01}):
+        with pytest.raises(ValueError, match="begun with another config"):
+            refining(tmp_path, **other)
+    config = refining(tmp_path).config
+    lifted = dataclasses.replace(FORM, lift=0.1)
+    for key, controller in (
+        ("action_form", RecurrentController(names=NAMES, form=lifted)),
+        ("controller", RecurrentController(names=NAMES, form=FORM, seed=1)),
+    ):
+        with pytest.raises(ValueError, match=f"begun with another {key}"):
+            Refining(controller, tmp_path, config)
 
 
 def test_a_correction_is_as_large_as_the_config_says(tmp_path):
-    run = refining(tmp_path, step=0.3)
+    run = refining(tmp_path, step=0.1)
     run.run()
     trials = [run.collect(index) for index in range(run.batches)]
     weights = json.loads((tmp_path / WEIGHTS).read_text())["weights"]
     size = np.sqrt(np.mean(weigh(np.array(weights), trials, 1) ** 2))
-    assert size == pytest.approx(0.3, rel=1e-3)
+    assert size == pytest.approx(0.1, rel=1e-3)
 
 
 def test_what_next_to_never_happens_gets_no_weight():
@@ -216,8 +238,9 @@ def test_a_refined_controller_is_exported_and_a_fit_follows_it(tmp_path):
     export_version(plain, folder, None, facts)
     config = tmp_path / "refine.toml"
     config.write_text(
-        "passes = 1\nstep = 0.2\ntraining = ['digits_adam']\n[trials]\ntasks = 2\n"
-        "group = 4\nshortest_horizon = 20\nlongest_horizon = 30\nspread = 0.5\n"
+        "passes = 1\nstep = 0.2\nlimit = 0.4\ntraining = ['digits_adam']\n[trials]\n"
+        "tasks = 2\ngroup = 4\nspread = 0.5\n"
+        "shortest_horizon = 20\nlongest_horizon = 30\n"
     )
     to = tmp_path / "to"
     options = ["refine", str(folder), "--to", str(to), "--config", str(config)]
@@ -225,11 +248,14 @@ def test_a_refined_controller_is_exported_and_a_fit_follows_it(tmp_path):
     assert done.exit_code == 0, done.output
     made = load_controller(to / "controller" / "learned_lr")
     card = json.loads((made.path / "model_card.json").read_text())["trained"]
-    assert card["steps"]["refined"] == 5 and card["tasks"] == ["a"]
+    assert card["steps"]["refined"] == 5 and card["tasks"] == [
+        "a",
+        "training/digits_adam",
+    ]
     assert card["steps"]["refinement"]["passes"] == 1
     assert card["scores"] == {"before_the_refinement": {"ratio": 1.1}}
     weights = json.loads((to / WEIGHTS).read_text())["weights"]
-    refined = Refined(plain, np.array(weights), RefineConfig().limit)
+    refined = Refined(plain, np.array(weights), 0.4)
     runs = [rehearse(c).decisions["action"] for c in (made, refined, plain)]
     np.testing.assert_allclose(runs[0], runs[1], rtol=1e-4, atol=1e-5)
     assert np.ptp(runs[0] - runs[2]) > 0.05

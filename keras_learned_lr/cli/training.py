@@ -193,11 +193,11 @@ def refine(
         task = progress.add_task("", total=run.batches)
         run.run(lambda done: progress.update(task, completed=done))
         progress.update(task, completed=run.batches)
-    observations = rehearse(run.refined).observations if can_warm_up() else None
-    base = to / "controller" / MODEL_NAME
-    written = export_version(
-        run.refined, base, observations, refined_facts(facts, run.facts())
-    )
+    told = refined_facts(facts, run.facts(), run.templates)
+    with one_line_errors(OSError):
+        observations = rehearse(run.refined).observations if can_warm_up() else None
+        base = to / "controller" / MODEL_NAME
+        written = export_version(run.refined, base, observations, told)
     console.print(f"Exported to {written}")
 
 

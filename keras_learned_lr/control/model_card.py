@@ -64,15 +64,19 @@ def joined_facts(members: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def refined_facts(facts: dict[str, Any], refinement: dict[str, Any]) -> dict[str, Any]:
+def refined_facts(
+    facts: dict[str, Any], refinement: dict[str, Any], tasks: Sequence[str]
+) -> dict[str, Any]:
     """Returns what the card of a refined controller tells.
 
     Args:
         facts: What the card of the controller that was refined tells.
         refinement: What it took, JSON-ready.
+        tasks: What it was tried on.
     """
     scores = facts.get("scores")
     return facts | {
+        "tasks": list(dict.fromkeys([*(facts.get("tasks") or ()), *tasks])),
         "steps": {"refined": facts.get("steps"), "refinement": refinement},
         "scores": scores and {"before_the_refinement": scores},
     }

@@ -34,7 +34,7 @@ def refinable(names: Sequence[str]) -> list[str]:
     return [name for name in names if "@" not in name]
 
 
-def quantities(features: np.ndarray, progress: int, np: Any = np) -> np.ndarray:
+def quantities(features: Any, progress: int, library: Any = np) -> Any:
     """Returns what a correction is a weighted sum of.
 
     The features x, clipped to ±3; x²; x times the progress from -1 to 1; tanh 3x; and
@@ -43,15 +43,15 @@ def quantities(features: np.ndarray, progress: int, np: Any = np) -> np.ndarray:
     Args:
         features: Of the present window, `[..., features]`.
         progress: Which of them is the progress.
-        np: The module to compute with.
+        library: The module to compute with.
 
     Returns:
-        float32 `[..., 4 * features + 1]`.
+        `[..., 4 * features + 1]`, of the features' dtype.
     """
-    x = np.clip(features, -_FARTHEST, _FARTHEST)
+    x = library.clip(features, -_FARTHEST, _FARTHEST)
     along = x[..., progress : progress + 1]
-    parts = [x, x * x, x * along, np.tanh(_STEEP * x), np.ones_like(along)]
-    return np.concatenate(parts, -1)
+    steep, one = library.tanh(_STEEP * x), library.ones_like(along)
+    return library.concatenate([x, x * x, x * along, steep, one], -1)
 
 
 def quantities_of(names: Sequence[str]) -> int:

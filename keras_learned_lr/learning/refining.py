@@ -1,6 +1,7 @@
 """Refines a controller: tries other levels, and moves it to where runs end lower."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,7 @@ from keras_learned_lr.learning.slopes import fit_slopes, weigh
 from keras_learned_lr.learning.tasks.split import choose_templates
 from keras_learned_lr.learning.trials import TrialRunner, Trials, TrialSettings
 
-WEIGHTS = "refinement.json"
-TRIALS = "trials"
+BEGUN, WEIGHTS, TRIALS = "config.json", "refinement.json", "trials"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +28,8 @@ class RefineConfig(Configurable):
     Attributes:
         trials: What is tried in a batch.
         passes: How often the controller is tried on every training template.
-        step: Root mean square of the correction over the decisions that it was learned
-            from, in decades.
+        step: Root mean square of the correction in decades, before `limit`, over the
+            means of what the runs of a task saw at the decisions it was learned from.
         ridge: See `fit_slopes`.
         limit: Most decades that it adds to a decision, or takes away.
         training: Names of the training templates; all of them where empty.
@@ -58,6 +58,10 @@ class RefineConfig(Configurable):
                     f"`{name}` must be positive and finite. Received: "
                     f"{getattr(self, name)!r}"
                 )
+        if not self.step < self.limit:
+            raise ValueError(
+                f"`step` must be below `limit`. Received: {self.step} and {self.limit}"
+            )
         choose_templates("training", self.training)  # raises if a name is unknown
 
 
@@ -82,17 +86,17 @@ class Refining:
     Every pass runs trials on each training template; all of them together teach the
     weights of the correction (see `Refined`). A batch of trials is a file of its own,
     made from the seed, the pass and its place alone: after a kill what is missing is
-    run, several processes may share the work, and more passes may follow.
+    run, and more passes may follow.
 
     Args:
         controller: What is refined; frozen.
-        folder: Where the trials and the weights lie.
+        folder: Where the trials and the weights lie; made if need be.
         config: The settings; where the folder has some, they must be the same but for
             `passes`.
 
     Raises:
         ValueError: If the controller cannot be refined, or the folder was begun with
-            other settings.
+            other settings, for another controller or with other training templates.
 
     Attributes:
         config: The settings.
@@ -114,12 +118,18 @@ class Refining:
         self._still = Refined(controller, nothing, config.limit)
         self._runner = TrialRunner(self._still, config.trials)
         self._learned: dict[str, Any] = {}
-        self._begin()
+        self._begin(controller)
 
     def facts(self) -> dict[str, Any]:
         """Returns what a model card tells of it, once it is learned."""
         told = ("passes", "trainee_steps", "minutes")
-        return {name: self._learned[name] for name in told} | {"seed": self.config.seed}
+        settings = {n: getattr(self.config, n) for n in ("step", "limit", "seed")}
+        return {name: self._learned[name] for name in told} | settings
+
+    @property
+    def templates(self) -> list[str]:
+        """Names of the training templates that it is tried on."""
+        return [template.name for template in self._templates]
 
     def run(self, on_batch: Callable[[int], None] | None = None) -> None:
         """Runs the trials that are missing, and learns from all of them.
@@ -161,28 +171,43 @@ class Refining:
         self._learned = {
             "passes": self.config.passes,
             "trainee_steps": int(sum(t.steps for t in trials)),
+            # Of all batches one after another.
             "minutes": round(float(sum(t.seconds for t in trials)) / 60, 1),
             "weights": [round(weight, 7) for weight in weights.tolist()],
         }
-        told = {"config": self.config.to_config(), "features": self._names}
-        text = json.dumps(told | self._learned, indent=1) + "\n"
-        replace_text(self._folder / WEIGHTS, text)
+        told = self._told | self._learned
+        replace_text(self._folder / WEIGHTS, json.dumps(told, indent=1) + "\n")
         self.refined.assign(self._learned["weights"])
 
-    def _begin(self) -> None:
+    def _begin(self, controller: Exportable) -> None:
+        """Holds the folder to what it was begun with, lest trials of two are mixed."""
+        weights = [np.asarray(v).tobytes() for v in controller.variables]
+        config = self.config.to_config()
+        del config["passes"]
+        self._told = {
+            "config": config,
+            "features": self._names,
+            "templates": self.templates,
+            "action_form": controller.action_form.to_config(),
+            "controller": hashlib.sha256(b"".join(weights)).hexdigest()[:16],
+        }
+        self._told = json.loads(json.dumps(self._told))
+        begun = self._folder / BEGUN
+        if begun.is_file():
+            there = json.loads(begun.read_text("utf-8"))
+            other = [key for key in self._told if there.get(key) != self._told[key]]
+            if other:
+                raise ValueError(
+                    f"The refinement in {str(self._folder)!r} was begun with another "
+                    f"{other[0]}. Take another folder. Received: "
+                    f"{self._told[other[0]]}; there: {there.get(other[0])}"
+                )
+        else:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            replace_text(begun, json.dumps(self._told, indent=1) + "\n")
         found = self._folder / WEIGHTS
-        if not found.is_file():
-            return
-        told = json.loads(found.read_text("utf-8"))
-        begun = RefineConfig.from_config(told["config"])
-        same = dataclasses.replace(begun, passes=self.config.passes)
-        if same != self.config or told["features"] != self._names:
-            raise ValueError(
-                f"The refinement in {str(self._folder)!r} was begun with other "
-                "settings, or for a controller that sees something else. Take another "
-                f"folder. Received: {self.config} for {self._names}; there: {begun} "
-                f"for {told['features']}"
-            )
-        if begun.passes == self.config.passes:
-            self._learned = told
-            self.refined.assign(told["weights"])
+        if found.is_file():
+            told = json.loads(found.read_text("utf-8"))
+            if told["passes"] == self.config.passes:
+                self._learned = told
+                self.refined.assign(told["weights"])

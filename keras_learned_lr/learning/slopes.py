@@ -13,7 +13,7 @@ WORST = 0.3
 # Least standard deviation of the results of a batch, which are divided by it: every
 # template counts the same, but not the noise of one on which nothing matters.
 LEAST_DEVIATION = 0.003
-# Least deviation of a quantity, in those of the median one.
+# Least size of a move times a quantity, in that of the median quantity.
 LEAST_SCALE = 0.05
 # As good as nothing, where the ridge must not touch a coefficient.
 _FREE = 1e-3
@@ -24,9 +24,9 @@ def fit_slopes(trials: Sequence[Trials], progress: int, ridge: float) -> np.ndar
 
     Ridge regression of a run's result on how it was moved times what its task's runs
     saw in that phase (`quantities`), with a parabola for each phase beside it. Only
-    trainees of the same task are compared. It is a policy gradient with the mean of a
-    group as its baseline (Williams 1992, "Simple statistical gradient-following
-    algorithms", section 5), in closed form.
+    trainees of the same task are compared. It is a natural policy gradient, the mean
+    of a group its baseline, in closed form: coefficients of a regression on compatible
+    features (Kakade 2002, "A natural policy gradient", section 3).
 
     Args:
         trials: All under the same controller.
@@ -34,8 +34,8 @@ def fit_slopes(trials: Sequence[Trials], progress: int, ridge: float) -> np.ndar
         ridge: Penalty, in units of the quantities' own variance.
 
     Returns:
-        float `[quantities]`: the gradient of the logarithm of the final loss, in
-        standard deviations, downhill; see `weigh`.
+        float `[quantities]`: how many standard deviations the logarithm of the final
+        loss falls for each decade and unit of the quantity; see `weigh`.
 
     Raises:
         ValueError: If there are none.
@@ -49,7 +49,7 @@ def fit_slopes(trials: Sequence[Trials], progress: int, ridge: float) -> np.ndar
     targets = sum(x.T @ y for x, y in rows) / total
     scale = np.sqrt(np.diag(products))
     # What is the same in all runs but a few would get whatever weight those ask for.
-    scale = np.maximum(scale, LEAST_SCALE * np.median(scale) + 1e-12)
+    scale = np.maximum(scale, LEAST_SCALE * np.median(scale[free:]) + 1e-12)
     penalty = np.full(len(scale), ridge)
     penalty[:free] = _FREE
     system = products / np.outer(scale, scale) + np.diag(penalty)

@@ -1,6 +1,8 @@
 """Runs under a controller whose levels are moved at random, and what came of them."""
 
 import dataclasses
+import math
+import os
 import time
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -14,6 +16,7 @@ from keras_learned_lr.control.refined import Refined, refinable
 from keras_learned_lr.learning.environment import scores
 from keras_learned_lr.learning.tasks.sampler import TaskSampler
 from keras_learned_lr.learning.tasks.split import TaskTemplate
+from keras_learned_lr.learning.tasks.task_family import LEAST_WRONG
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +62,26 @@ class TrialSettings(Configurable):
                 "`phases` must ascend between 0 and 1, exclusive. Received: "
                 f"{self.phases}"
             )
-        if not self.spread > 0:
-            raise ValueError(f"`spread` must be positive. Received: {self.spread!r}")
+        if not 1 <= self.shortest_horizon <= self.longest_horizon:
+            raise ValueError(
+                "`shortest_horizon` must be at least 1 and `longest_horizon` not below "
+                f"it. Received: {self.shortest_horizon} and {self.longest_horizon}"
+            )
+        if min(self.shown, self.fewest_rows) < 1:
+            raise ValueError(
+                "`shown` and `fewest_rows` must be at least 1. Received: "
+                f"{self.shown} and {self.fewest_rows}"
+            )
+        if not LEAST_WRONG <= self.most_wrong < 1:
+            raise ValueError(
+                f"`most_wrong` must be at least {LEAST_WRONG} and below 1. Received: "
+                f"{self.most_wrong!r}"
+            )
+        if not (0 < self.spread < math.inf and 0 <= self.decades < math.inf):
+            raise ValueError(
+                "`spread` must be positive, `decades` at least 0, and both finite. "
+                f"Received: {self.spread!r} and {self.decades!r}"
+            )
 
 
 class Trials(NamedTuple):
@@ -87,10 +108,13 @@ class Trials(NamedTuple):
 
     def save(self, path: Path) -> None:
         """Writes them into a file, which a kill leaves whole or absent."""
-        unfinished = path.with_suffix(".new")
+        # Another process may be making the same one.
+        unfinished = path.with_suffix(f".{os.getpid()}.new")
         with unfinished.open("wb") as file:
             np.savez_compressed(file, **self._asdict())
-        unfinished.rename(path)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
 
     @classmethod
     def load(cls, path: Path) -> "Trials":
