@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import MLPController, RecurrentController
+from helpers import GraphController, MLPController, RecurrentController
 from typer.testing import CliRunner
 
 from keras_learned_lr import load_controller
@@ -101,19 +101,23 @@ def test_slopes_are_found_among_tasks_that_end_wherever_they_end():
     unseen = trials_of(slopes, 0.0, 1)
     both = [weigh(which, unseen, 1) for which in (slopes, found)]
     assert np.corrcoef(both)[0, 1] > 0.97
+    # Where nothing else decides, only what is clipped is lost.
+    small = fit_slopes(trials_of(0.05 * slopes, 0.0, 0), 1, 1e-6)
+    exact = [weigh(which, unseen, 1) for which in (slopes, small)]
+    assert np.corrcoef(exact)[0, 1] > 0.9999
     # Without any there is nothing to find but noise, which the ridge keeps small.
     nothing = fit_slopes(trials_of(np.zeros(13), 0.02, 2), 1, 1.0)
     assert np.std(weigh(nothing, unseen, 1)) < 0.1 * np.std(both[1])
 
 
 def test_runs_that_diverge_count_as_bad_and_not_as_nothing():
-    slopes = np.zeros(13)
-    slopes[12] = 0.2
-    trials = trials_of(slopes, 0.001, 0)
+    trials = trials_of(np.zeros(13), 0.001, 0)
     for found in trials:
+        # A loss of 1 would be far below all others.
+        found.loss[:] *= np.e**9
         lost = np.argsort(found.moved.sum(-1), 1)[:, :3]
         np.put_along_axis(found.loss, lost, np.nan, 1)
-    assert fit_slopes(trials, 1, 0.1)[12] > 0
+    assert fit_slopes(trials, 1, 0.1)[12] > 1.0
     with pytest.raises(ValueError, match="no trials"):
         fit_slopes([], 1, 0.1)
 
@@ -135,6 +139,18 @@ def test_trainees_of_a_task_differ_in_how_they_are_moved_alone():
     assert list(moved.phase) == sorted(moved.phase) and set(moved.phase) == set(
         range(4)
     )
+
+
+def test_trials_are_moved_by_decades_whatever_the_width():
+    still = GraphController(0.0, NAMES, FORM)
+    runner = TrialRunner(Refined(still, np.zeros(13), 0.1), SMALL)
+    (template,) = choose_templates("training", ["digits_adam"])
+    trials = runner.run(template, np.random.default_rng(0))
+    # Phase 0 has three of these decisions; `log_level` is halved, and a mean of four.
+    assert list(trials.phase[:4]) == [0, 0, 0, 1]
+    levels = 2.0 * trials.seen[1:4, :, 0]
+    moved = trials.moved[..., 0].mean(1)
+    np.testing.assert_allclose(levels, np.outer([1, 2, 3], moved), atol=1e-4)
 
 
 def test_settings_are_checked():
