@@ -9,6 +9,7 @@ from keras_learned_lr.learning.meta_config import MetaTrainConfig
 from keras_learned_lr.learning.tasks.sampler import (
     TaskBatch,
     TaskSampler,
+    draw_horizon,
     spread_offsets,
 )
 
@@ -41,12 +42,11 @@ class TaskStream:
             weights = np.array([template.weight for template in self._templates])
             drawn = np.log(rng.random(len(weights))) / weights
             self._left = np.argsort(drawn).tolist()
-        low, high = np.log(config.shortest_horizon), np.log(config.longest_horizon)
         return self._sampler.draw(
             self._templates[self._left.pop()],
             config.tasks,
             spread_offsets(config.tasks, config.group, config.decades, rng),
-            round(float(np.exp(rng.uniform(low, high)))),
+            draw_horizon(config.shortest_horizon, config.longest_horizon, rng),
             rng,
         )
 

@@ -13,8 +13,8 @@ import tensorflow as tf
 from keras_learned_lr.control.actions import progress_of
 from keras_learned_lr.control.config import Configurable
 from keras_learned_lr.control.refined import Refined, refinable
-from keras_learned_lr.learning.environment import scores
-from keras_learned_lr.learning.tasks.sampler import TaskSampler
+from keras_learned_lr.learning.evaluation import greedy_act, run_controller
+from keras_learned_lr.learning.tasks.sampler import TaskSampler, draw_horizon
 from keras_learned_lr.learning.tasks.split import TaskTemplate
 from keras_learned_lr.learning.tasks.task_family import LEAST_WRONG
 
@@ -146,10 +146,7 @@ class TrialRunner:
             settings.most_wrong,
         )
         # Once for all batches: to trace a controller takes as long as many runs.
-        self._act = tf.function(
-            lambda observation, state: controller.act(observation, state)[:2],
-            autograph=False,
-        )
+        self._act = greedy_act(controller)
 
     def run(self, template: TaskTemplate, rng: np.random.Generator) -> Trials:
         """Runs one batch.
@@ -159,41 +156,31 @@ class TrialRunner:
             rng: Draws everything.
         """
         began = time.monotonic()
-        settings = self._settings
-        shortest, longest = settings.shortest_horizon, settings.longest_horizon
-        horizon = round(np.exp(rng.uniform(np.log(shortest), np.log(longest))))
+        settings, controller = self._settings, self._controller
+        horizon = draw_horizon(settings.shortest_horizon, settings.longest_horizon, rng)
         start = rng.uniform(-settings.decades, settings.decades, (settings.tasks, 1))
         offsets = np.tile(start, (1, settings.group))
         shape = (settings.tasks, settings.group, len(settings.phases) + 1)
         moved = rng.uniform(-settings.spread, settings.spread, shape).astype("float32")
         batch = self._sampler.draw(template, settings.tasks, offsets, horizon, rng)
-        trainees, members = batch.trainees, batch.members
-        controller = self._controller
-        form = controller.action_form
+        each = moved.reshape(-1, shape[-1])
+        phases = []
+
+        def move(step: int) -> tf.Tensor:
+            phases.append(sum(step / horizon >= begins for begins in settings.phases))
+            progress = progress_of(tf.constant(step), tf.constant(horizon))
+            return tf.constant(each[:, phases[-1]]) / controller.width.at(progress)
+
+        state = controller.initial_state(len(each))
+        loss, seen = run_controller(batch, self._act, state, move)
         names = controller.observation_spec.names
         columns = [names.index(name) for name in refinable(names)]
-        each = moved.reshape(-1, shape[-1])
-
-        now, look = trainees.begin(members)
-        state = controller.initial_state(len(each))
-        step, seen, phases = 0, [], []
-        while step < horizon:
-            observation = look.observation.numpy()
-            seen.append(observation[:, columns].reshape(*shape[:2], -1).mean(1))
-            phases.append(sum(step / horizon >= begins for begins in settings.phases))
-            action, state = self._act(look.observation, state)
-            progress = progress_of(tf.constant(step), tf.constant(horizon))
-            action += tf.constant(each[:, phases[-1]]) / controller.width.at(progress)
-            due = min(form.schedule.next_step(step, horizon), horizon)
-            steps = tf.constant(due - step, tf.int64)
-            now, look = trainees.advance(members, now, action, steps)
-            step = due
-        loss = scores(batch, now).reshape(shape[:2])
+        shown = np.array(seen)[..., columns]
         return Trials(
-            seen=np.array(seen),
+            seen=shown.reshape(len(seen), *shape[:2], -1).mean(2),
             phase=np.array(phases),
             moved=moved,
-            loss=loss,
+            loss=loss.reshape(shape[:2]),
             steps=np.asarray(horizon * len(each)),
             seconds=np.asarray(time.monotonic() - began),
         )

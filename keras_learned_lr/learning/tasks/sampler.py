@@ -202,6 +202,11 @@ def spread_offsets(
     return decades * (2.0 * parts / group - 1.0)
 
 
+def draw_horizon(shortest: int, longest: int, rng: np.random.Generator) -> int:
+    """Draws training steps, log-uniform between the shortest and the longest run."""
+    return round(float(np.exp(rng.uniform(np.log(shortest), np.log(longest)))))
+
+
 def _draw_data(family: TaskFamily, most_wrong: float, rng: np.random.Generator) -> Data:
     inputs, targets = family.draw(rng)
     if family.scaled:
