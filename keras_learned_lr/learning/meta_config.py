@@ -136,32 +136,19 @@ class MetaTrainConfig(Configurable):
                 f"`averaged` must be rounds from 1 to {self.rounds}. Received: "
                 f"{self.averaged}"
             )
-        for name in (
+        check_positive(
+            self,
             "imitation_learning_rate",
             "imitation_deviation",
             "imitation_resolution",
             "decades",
-        ):
-            value = getattr(self, name)
-            if not 0 < value < float("inf"):
-                raise ValueError(
-                    f"`{name}` must be positive and finite. Received: {value!r}"
-                )
+        )
         if not 0 <= self.imitation_decay < float("inf"):
             raise ValueError(
                 "`imitation_decay` must be 0 or positive, and finite. Received: "
                 f"{self.imitation_decay!r}"
             )
-        if not self.shortest_horizon <= self.longest_horizon:
-            raise ValueError(
-                "`longest_horizon` must not be below `shortest_horizon`. Received: "
-                f"{self.longest_horizon} and {self.shortest_horizon}"
-            )
-        if not LEAST_WRONG <= self.most_wrong < 1:
-            raise ValueError(
-                f"`most_wrong` must be at least {LEAST_WRONG} and below 1. Received: "
-                f"{self.most_wrong!r}"
-            )
+        check_draws(self)
         if self.baseline not in BASELINES:
             raise ValueError(
                 f"`baseline` must be one of {BASELINES}. Received: {self.baseline!r}"
@@ -209,6 +196,30 @@ class MetaTrainConfig(Configurable):
             ValueError: If the split has none of that name.
         """
         return choose_templates(chosen, getattr(self, chosen))
+
+
+def check_positive(settings: Any, *names: str) -> None:
+    """Raises ValueError where one of these settings is not positive and finite."""
+    for name in names:
+        value = getattr(settings, name)
+        if not 0 < value < float("inf"):
+            raise ValueError(
+                f"`{name}` must be positive and finite. Received: {value!r}"
+            )
+
+
+def check_draws(settings: Any) -> None:
+    """Raises ValueError where tasks cannot be drawn with these horizons or labels."""
+    if not settings.shortest_horizon <= settings.longest_horizon:
+        raise ValueError(
+            "`longest_horizon` must not be below `shortest_horizon`. Received: "
+            f"{settings.longest_horizon} and {settings.shortest_horizon}"
+        )
+    if not LEAST_WRONG <= settings.most_wrong < 1:
+        raise ValueError(
+            f"`most_wrong` must be at least {LEAST_WRONG} and below 1. Received: "
+            f"{settings.most_wrong!r}"
+        )
 
 
 def read_config(path: str | Path) -> MetaTrainConfig:

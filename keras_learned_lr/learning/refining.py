@@ -13,7 +13,7 @@ from keras_learned_lr.control.config import Configurable
 from keras_learned_lr.control.controller import Exportable
 from keras_learned_lr.control.refined import Refined, quantities_of, refinable
 from keras_learned_lr.files import replace_text
-from keras_learned_lr.learning.meta_config import read_toml
+from keras_learned_lr.learning.meta_config import check_positive, read_toml
 from keras_learned_lr.learning.slopes import fit_slopes, weigh
 from keras_learned_lr.learning.tasks.split import choose_templates
 from keras_learned_lr.learning.trials import TrialRunner, Trials, TrialSettings
@@ -52,12 +52,7 @@ class RefineConfig(Configurable):
                 "`passes` must be at least 1 and `seed` at least 0. Received: "
                 f"passes={self.passes}, seed={self.seed}"
             )
-        for name in ("step", "ridge", "limit"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(
-                    f"`{name}` must be positive and finite. Received: "
-                    f"{getattr(self, name)!r}"
-                )
+        check_positive(self, "step", "ridge", "limit")
         if not self.step < self.limit:
             raise ValueError(
                 f"`step` must be below `limit`. Received: {self.step} and {self.limit}"

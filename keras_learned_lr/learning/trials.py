@@ -14,9 +14,9 @@ from keras_learned_lr.control.actions import progress_of
 from keras_learned_lr.control.config import Configurable
 from keras_learned_lr.control.refined import Refined, refinable
 from keras_learned_lr.learning.evaluation import greedy_act, run_controller
+from keras_learned_lr.learning.meta_config import check_draws, check_positive
 from keras_learned_lr.learning.tasks.sampler import TaskSampler, draw_horizon
 from keras_learned_lr.learning.tasks.split import TaskTemplate
-from keras_learned_lr.learning.tasks.task_family import LEAST_WRONG
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,25 +62,17 @@ class TrialSettings(Configurable):
                 "`phases` must ascend between 0 and 1, exclusive. Received: "
                 f"{self.phases}"
             )
-        if not 1 <= self.shortest_horizon <= self.longest_horizon:
+        if min(self.shown, self.fewest_rows, self.shortest_horizon) < 1:
             raise ValueError(
-                "`shortest_horizon` must be at least 1 and `longest_horizon` not below "
-                f"it. Received: {self.shortest_horizon} and {self.longest_horizon}"
+                "`shown`, `fewest_rows` and `shortest_horizon` must be at least 1. "
+                f"Received: {self.shown}, {self.fewest_rows}, {self.shortest_horizon}"
             )
-        if min(self.shown, self.fewest_rows) < 1:
+        check_draws(self)
+        check_positive(self, "spread")
+        if not 0 <= self.decades < math.inf:
             raise ValueError(
-                "`shown` and `fewest_rows` must be at least 1. Received: "
-                f"{self.shown} and {self.fewest_rows}"
-            )
-        if not LEAST_WRONG <= self.most_wrong < 1:
-            raise ValueError(
-                f"`most_wrong` must be at least {LEAST_WRONG} and below 1. Received: "
-                f"{self.most_wrong!r}"
-            )
-        if not (0 < self.spread < math.inf and 0 <= self.decades < math.inf):
-            raise ValueError(
-                "`spread` must be positive, `decades` at least 0, and both finite. "
-                f"Received: {self.spread!r} and {self.decades!r}"
+                "`decades` must be 0 or positive, and finite. Received: "
+                f"{self.decades!r}"
             )
 
 
