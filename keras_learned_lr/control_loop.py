@@ -88,6 +88,7 @@ class ControlLoop:
             self._memory = Packed(self._spec.initial_memory())
             self._policy_state = [_variable(s) for s in controller.initial_state(1)]
             self._horizon = tf.Variable(1, dtype=tf.int64, trainable=False)
+            self._horizon_told = 1
             self._plan = RatePlan(form, model.steps_per_execution)
         needs = self._spec.needs
         if isinstance(controller, LearningController):
@@ -217,7 +218,10 @@ class ControlLoop:
 
     def set_horizon(self, horizon: int) -> None:
         """Sets the number of training steps of the whole run."""
-        self._horizon.assign(horizon)
+        # Asked for at every decision, where it takes 0.2 ms, and next to never another.
+        if horizon != self._horizon_told:
+            self._horizon.assign(horizon)
+            self._horizon_told = horizon
 
     def plan(self, step: int) -> None:
         """Computes the learning rates of the coming steps again.

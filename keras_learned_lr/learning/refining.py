@@ -170,8 +170,8 @@ class Refining:
             "minutes": round(float(sum(t.seconds for t in trials)) / 60, 1),
             "weights": [round(weight, 7) for weight in weights.tolist()],
         }
-        told = self._told | self._learned
-        replace_text(self._folder / WEIGHTS, json.dumps(told, indent=1) + "\n")
+        told = json.dumps(self._learned, indent=1) + "\n"
+        replace_text(self._folder / WEIGHTS, told)
         self.refined.assign(self._learned["weights"])
 
     def _begin(self, controller: Exportable) -> None:
@@ -179,30 +179,30 @@ class Refining:
         weights = [np.asarray(v).tobytes() for v in controller.variables]
         config = self.config.to_config()
         del config["passes"]
-        self._told = {
+        told: dict[str, Any] = {
             "config": config,
             "features": self._names,
             "templates": self.templates,
             "action_form": controller.action_form.to_config(),
             "controller": hashlib.sha256(b"".join(weights)).hexdigest()[:16],
         }
-        self._told = json.loads(json.dumps(self._told))
+        told = json.loads(json.dumps(told))
         begun = self._folder / BEGUN
         if begun.is_file():
             there = json.loads(begun.read_text("utf-8"))
-            other = [key for key in self._told if there.get(key) != self._told[key]]
+            other = [key for key in told if there.get(key) != told[key]]
             if other:
                 raise ValueError(
                     f"The refinement in {str(self._folder)!r} was begun with another "
                     f"{other[0]}. Take another folder. Received: "
-                    f"{self._told[other[0]]}; there: {there.get(other[0])}"
+                    f"{told[other[0]]}; there: {there.get(other[0])}"
                 )
         else:
             self._folder.mkdir(parents=True, exist_ok=True)
-            replace_text(begun, json.dumps(self._told, indent=1) + "\n")
+            replace_text(begun, json.dumps(told, indent=1) + "\n")
         found = self._folder / WEIGHTS
         if found.is_file():
-            told = json.loads(found.read_text("utf-8"))
-            if told["passes"] == self.config.passes:
-                self._learned = told
-                self.refined.assign(told["weights"])
+            learned = json.loads(found.read_text("utf-8"))
+            if learned["passes"] == self.config.passes:
+                self._learned = learned
+                self.refined.assign(learned["weights"])
