@@ -1,18 +1,37 @@
 """Files and folders that a kill leaves whole: either the old or the new."""
 
+import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file beside the old one and renames it: a kill leaves one of the two."""
-    unfinished = path.with_name(f"{path.name}.new")
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(text)
+@contextlib.contextmanager
+def replacing(path: Path, ending: str = "new") -> Iterator[BinaryIO]:
+    """Opens a file beside the old one and renames it: a kill leaves one of the two.
+
+    Args:
+        path: The file to replace; it need not be there.
+        ending: Of the unfinished file's name. One of its own for each process where
+            several may be writing the same file.
+
+    Yields:
+        The unfinished file, which takes its name after the block.
+    """
+    unfinished = path.with_name(f"{path.name}.{ending}")
+    with unfinished.open("wb") as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
     os.replace(unfinished, path)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file in place of the old one: a kill leaves one of the two."""
+    with replacing(path) as file:
+        file.write(text.encode("utf-8"))
 
 
 def finish_folder(unfinished: Path, path: Path) -> None:

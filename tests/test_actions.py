@@ -216,18 +216,20 @@ class TestAnchored:
         assert float(state.level) == pytest.approx(0.01, rel=1e-6)
 
     @pytest.mark.parametrize(
-        ("step", "share"), [(0, 1.0), (80, 1.0), (90, 0.5005), (99, 0.05095)]
+        ("envelope", "step", "share"),
+        [
+            ("trapezoid", 0, 1.0),
+            ("trapezoid", 80, 1.0),
+            ("trapezoid", 90, 0.5005),
+            ("trapezoid", 99, 0.05095),
+            ("long_trapezoid", 0, 1.0),
+            ("long_trapezoid", 70, 1.0),
+            ("long_trapezoid", 85, 0.5005),
+            ("long_trapezoid", 97, 0.1009),
+        ],
     )
-    def test_the_trapezoid_comes_down_over_the_last_fifth(self, step, share):
-        form = AnchoredScaleFactor(envelope="trapezoid")
-        _, rate = take(form, form.initial_state(0.01), 0.0, step=step)
-        assert float(rate) == pytest.approx(0.01 * share, rel=1e-4)
-
-    @pytest.mark.parametrize(
-        ("step", "share"), [(0, 1.0), (70, 1.0), (85, 0.5005), (97, 0.1009)]
-    )
-    def test_the_long_trapezoid_over_the_last_three_tenths(self, step, share):
-        form = AnchoredScaleFactor(envelope="long_trapezoid")
+    def test_trapezoids_come_down_over_the_end(self, envelope, step, share):
+        form = AnchoredScaleFactor(envelope=envelope)
         _, rate = take(form, form.initial_state(0.01), 0.0, step=step)
         assert float(rate) == pytest.approx(0.01 * share, rel=1e-4)
 

@@ -143,11 +143,7 @@ class MetaTrainConfig(Configurable):
             "imitation_resolution",
             "decades",
         )
-        if not 0 <= self.imitation_decay < float("inf"):
-            raise ValueError(
-                "`imitation_decay` must be 0 or positive, and finite. Received: "
-                f"{self.imitation_decay!r}"
-            )
+        check_not_negative(self, "imitation_decay")
         check_draws(self)
         if self.baseline not in BASELINES:
             raise ValueError(
@@ -205,6 +201,16 @@ def check_positive(settings: Any, *names: str) -> None:
         if not 0 < value < float("inf"):
             raise ValueError(
                 f"`{name}` must be positive and finite. Received: {value!r}"
+            )
+
+
+def check_not_negative(settings: Any, *names: str) -> None:
+    """Raises ValueError where one is negative, or not finite."""
+    for name in names:
+        value = getattr(settings, name)
+        if not 0 <= value < float("inf"):
+            raise ValueError(
+                f"`{name}` must be 0 or positive, and finite. Received: {value!r}"
             )
 
 

@@ -1,7 +1,6 @@
 """Runs under a controller whose levels are moved at random, and what came of them."""
 
 import dataclasses
-import math
 import os
 import time
 from pathlib import Path
@@ -13,8 +12,13 @@ import tensorflow as tf
 from keras_learned_lr.control.actions import progress_of
 from keras_learned_lr.control.config import Configurable
 from keras_learned_lr.control.refined import Refined, refinable
+from keras_learned_lr.files import replacing
 from keras_learned_lr.learning.evaluation import greedy_act, run_controller
-from keras_learned_lr.learning.meta_config import check_draws, check_positive
+from keras_learned_lr.learning.meta_config import (
+    check_draws,
+    check_not_negative,
+    check_positive,
+)
 from keras_learned_lr.learning.tasks.sampler import TaskSampler, draw_horizon
 from keras_learned_lr.learning.tasks.split import TaskTemplate
 
@@ -69,11 +73,7 @@ class TrialSettings(Configurable):
             )
         check_draws(self)
         check_positive(self, "spread")
-        if not 0 <= self.decades < math.inf:
-            raise ValueError(
-                "`decades` must be 0 or positive, and finite. Received: "
-                f"{self.decades!r}"
-            )
+        check_not_negative(self, "decades")
 
 
 class Trials(NamedTuple):
@@ -101,12 +101,8 @@ class Trials(NamedTuple):
     def save(self, path: Path) -> None:
         """Writes them into a file, which a kill leaves whole or absent."""
         # Another process may be making the same one.
-        unfinished = path.with_suffix(f".{os.getpid()}.new")
-        with unfinished.open("wb") as file:
+        with replacing(path, f"{os.getpid()}.new") as file:
             np.savez_compressed(file, **self._asdict())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
 
     @classmethod
     def load(cls, path: Path) -> "Trials":

@@ -6,6 +6,8 @@ import keras
 import numpy as np
 from keras import layers
 
+from keras_learned_lr.learning.tasks.task_family import log_uniform
+
 # Gain and fan of a kernel's initial deviation, √(gain / fan), and how often each is
 # drawn: Keras's own (Glorot & Bengio 2010), He et al. 2015, LeCun et al. 1998.
 SCALES = (("average", 1.0, 0.6), ("in", 2.0, 0.2), ("in", 1.0, 0.2))
@@ -65,9 +67,7 @@ def draw_widths(model: keras.Model, tasks: int, rng: np.random.Generator) -> Wid
             size = layer.kernel.shape[-1]
             kept = np.full(tasks, size)
             if layer is not chain[-1]:
-                kept = np.exp(
-                    rng.uniform(np.log(NARROWEST * size), np.log(size), tasks)
-                )
+                kept = log_uniform(rng, NARROWEST * size, size, tasks)
             out = np.arange(size) < np.maximum(np.round(kept), 2)[:, np.newaxis]
             both = units[:, :, np.newaxis] & out[:, np.newaxis]
             while both.ndim <= len(layer.kernel.shape):

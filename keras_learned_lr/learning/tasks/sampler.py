@@ -15,6 +15,7 @@ from keras_learned_lr.learning.tasks.task_family import (
     Data,
     TaskFamily,
     draw_noise,
+    log_uniform,
 )
 from keras_learned_lr.learning.trainee_state import Members, Template, TraineesState
 from keras_learned_lr.learning.trainees import Trainees
@@ -204,7 +205,7 @@ def spread_offsets(
 
 def draw_horizon(shortest: int, longest: int, rng: np.random.Generator) -> int:
     """Draws training steps, log-uniform between the shortest and the longest run."""
-    return round(float(np.exp(rng.uniform(np.log(shortest), np.log(longest)))))
+    return round(float(log_uniform(rng, shortest, longest)))
 
 
 def _draw_data(family: TaskFamily, most_wrong: float, rng: np.random.Generator) -> Data:
@@ -229,7 +230,7 @@ def _draw_order(
     rows: int, fewest: int, batch_size: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Draws int `[ORDERS, batch_size]`: epochs over all or some of the rows."""
-    used = round(np.exp(rng.uniform(np.log(min(fewest, rows)), np.log(rows))))
+    used = round(float(log_uniform(rng, min(fewest, rows), rows)))
     epochs = -(-ORDERS * batch_size // used)
     permuted = rng.permuted(np.tile(np.arange(used), (epochs, 1)), axis=1)
     return permuted.reshape(-1)[: ORDERS * batch_size].reshape(ORDERS, batch_size)

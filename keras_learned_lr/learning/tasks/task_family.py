@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,6 +35,13 @@ class Data(NamedTuple):
     targets: np.ndarray
 
 
+def log_uniform(
+    rng: np.random.Generator, least: float, most: float, size: int | None = None
+) -> Any:
+    """Draws a number between two, any of its factors as likely: one, or `[size]`."""
+    return np.exp(rng.uniform(np.log(least), np.log(most), size))
+
+
 def draw_noise(
     rng: np.random.Generator, most: float, least: float = LEAST_NOISE
 ) -> float:
@@ -43,7 +50,7 @@ def draw_noise(
     A learning rate that is too low costs a few percent where the noise is most of the
     loss, and a multiple of it where there is next to none. Users have both.
     """
-    return float(np.exp(rng.uniform(np.log(least), np.log(most))))
+    return float(log_uniform(rng, least, most))
 
 
 @dataclasses.dataclass(frozen=True)
