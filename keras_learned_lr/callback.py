@@ -81,7 +81,8 @@ class LearnedLearningRate(keras.callbacks.Callback):
         max_learning_rate: Largest learning rate, likewise.
         designated_layer: Name of the layer whose weights are watched, where the
             controller watches one; by default the last with a weight matrix.
-        probe_size: Training examples of each window that are looked at.
+        probe_size: Validation examples whose outputs are watched; training examples
+            of each window where there is no validation data.
         rollback: Whether to go back to the weights and the optimizer's variables of
             the decision before, where a validation loss is not finite any more or has
             lost a quarter of all that it had fallen; without validation data, after
@@ -373,7 +374,7 @@ class LearnedLearningRate(keras.callbacks.Callback):
                 self._subset = draw_subset(
                     self._validation_data, self._validation_size, self._seed
                 )
-            validation_loss = ValidationLoss(model, self._subset)
+            validation_loss = ValidationLoss(model, self._subset, self._probe_size)
         self._loop = ControlLoop(
             model,
             self.controller,

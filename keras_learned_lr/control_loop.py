@@ -334,8 +334,7 @@ class ControlLoop:
         """
         if not self.validates:
             return
-        assert self._validation_loss is not None
-        loss, memory = self._validation_loss(), self._memory.read()
+        loss, memory = self._probe.note_validation(), self._memory.read()
         loss = tf.where(tf.math.is_finite(loss), loss, memory.kept_validation_loss)
         self._memory.assign(memory._replace(kept_validation_loss=loss))
 

@@ -219,6 +219,66 @@ class TestBatchAndWeights:
             previous = update
 
 
+class TestOutputsOfValidationExamples:
+    """In place of those of the batch, where there are some."""
+
+    def watch(self, trainee, size=96, **options):
+        validation = data(size, seed=7)
+        watcher = Watcher(3, validation_data=validation, designated_layer="first")
+        fit(trainee, [watcher], **options)
+        return watcher, validation[0]
+
+    @pytest.mark.parametrize("size", [5, 40, 300], ids="{} examples".format)
+    @pytest.mark.parametrize(
+        "options", [{}, {"jit_compile": True}, {"run_eagerly": True}], ids=str
+    )
+    def test_move_as_predictions_do(self, options, size):
+        watcher, x = self.watch(model(**options), size)
+        trainee, noted = watcher.model, x[:32]
+        at = []
+        for weights in watcher.weights:
+            trainee.set_weights(weights)
+            at.append(trainee.predict(noted, verbose=0))
+        for window, before, after in zip(watcher.windows, at, at[1:], strict=False):
+            expected = [v.var(axis=0).mean() for v in (before, after, after - before)]
+            got = [
+                window.output_variance_before,
+                window.output_variance_after,
+                window.output_variance_difference,
+            ]
+            if window is watcher.windows[0]:
+                # Nothing was measured before step 1 here.
+                got, expected = got[1:2], expected[1:2]
+            assert got == pytest.approx(expected, rel=1e-3)
+
+    def test_need_no_batch_and_no_moving_statistics(self):
+        watcher, _ = self.watch(model(batch_norm=True))
+        trainee, probe = watcher.model, watcher.probe
+        moving = len(trainee.non_trainable_variables)
+        assert moving
+        assert len(probe._weights) == len(trainee.trainable_variables)
+        # `ALL` needs inputs; outputs are computed for none of them.
+        assert probe._noted._weights is None
+        no_inputs = Probe(trainee, ALL - {"inputs"}, validating(trainee))
+        assert no_inputs.ready
+
+    def test_are_those_of_the_batch_where_only_test_step_knows_a_loss(self):
+        trainee, given = validation_case("test_step")
+        watcher = Watcher(3, validation_data=given)
+        fit(trainee, [watcher])
+        assert not watcher.probe._watches_outputs
+        assert watcher.windows[0].output_variance_before > 0
+
+    def test_of_one_example_do_not_vary(self):
+        watcher, _ = self.watch(model(), size=1)
+        last = watcher.windows[-1]
+        assert last.output_variance_before == last.output_variance_difference == 0.0
+
+
+def validating(trainee):
+    return ValidationLoss(trainee, draw_subset(data(8), None))
+
+
 def test_no_copy_is_kept_of_frozen_weights():
     trainee = model(batch_norm=True)
     trainee.get_layer("first").trainable = False

@@ -235,7 +235,7 @@ def count_memory(
         controller: The shipped one, if not told otherwise.
 
     Returns:
-        `variables`: copies of weights, the noted batch, the window's losses;
+        `variables`: copies of weights, the outputs and losses that are remembered;
         `validation`: the subset; `rollback`, the weights and the optimizer's variables
         to go back to. For comparison, `trainable_weights` and `probe_batch`, the inputs
         of a batch.
@@ -254,6 +254,7 @@ def count_memory(
     loop.start(horizon=100)
     loop.probe.expect_step()
     model.train_function(iter(batches))
+    loop.decide()
     loop.stop()
     inputs, _ = next(iter(batches.take(1)))
     return {

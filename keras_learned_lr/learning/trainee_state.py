@@ -99,6 +99,9 @@ class TraineesState(NamedTuple):
         memory: What earlier windows left.
         previous_update: The last window's change of the weights, float32
             `[batch, parameters]`; `[batch, 0]` where no feature needs it.
+        outputs: What the model made of the first validation examples as the window
+            began, float32 `[batch, examples, units]`; `[batch, 0, 0]` where no feature
+            needs it, or there is no validation data.
     """
 
     step: tf.Tensor
@@ -113,6 +116,7 @@ class TraineesState(NamedTuple):
     learning_rate: tf.Tensor
     memory: Memory
     previous_update: tf.Tensor
+    outputs: tf.Tensor
 
     @property
     def retreats(self) -> tf.Tensor:

@@ -82,6 +82,12 @@ class Trainees:
 
     def validation_loss(self, state: TraineesState, members: Members) -> tf.Tensor:
         """Returns the loss on the validation subset now, float32 `[batch]`."""
+        return self._validate(state, members)[0]
+
+    def _validate(
+        self, state: TraineesState, members: Members
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the loss, and `output_units` of the first validation examples."""
         chosen = members.validation
         if chosen is None:
             raise ValueError("The members have no validation rows to measure on.")
@@ -89,27 +95,29 @@ class Trainees:
         full = size // CHUNK
         weights = self.layout.split(state.parameters)
 
-        def chunk_loss(rows: tf.Tensor) -> tf.Tensor:
+        def measure(rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             x, y = tf.gather(members.inputs, rows), tf.gather(members.targets, rows)
             non_trainable = self._unbiased(state, weights, x)
             called = self._model(weights, non_trainable, x, training=False)
             loss = batch_loss(self._loss, y, called.outputs) + called.penalty
-            return tf.cast(loss, tf.float32)
+            first = called.outputs[:, : self.template.probe_size]
+            return tf.cast(loss, tf.float32), window.output_units(first)
 
-        total = tf.zeros(chosen.shape[:1])
-        if full:
+        loss, outputs = measure(chosen[:, :CHUNK])
+        total = min(size, CHUNK) * loss
+        if full > 1:
             chunks = tf.reshape(chosen[:, : full * CHUNK], [-1, full, CHUNK])
             chunks = tf.ensure_shape(chunks, [chosen.shape[0], full, CHUNK])
             total = tf.while_loop(
                 lambda k, _: k < full,
-                lambda k, sum_: (k + 1, sum_ + CHUNK * chunk_loss(chunks[:, k])),
-                (0, total),
+                lambda k, sum_: (k + 1, sum_ + CHUNK * measure(chunks[:, k])[0]),
+                (1, total),
                 parallel_iterations=1,
             )[1]
         rest = size - full * CHUNK
-        if rest:
-            total += rest * chunk_loss(chosen[:, full * CHUNK :])
-        return total / size
+        if full and rest:
+            total += rest * measure(chosen[:, full * CHUNK :])[0]
+        return total / size, outputs
 
     def _unbiased(
         self, state: TraineesState, weights: list[tf.Tensor], x: tf.Tensor
@@ -210,6 +218,7 @@ class Trainees:
             learning_rate=level,
             memory=self.spec.initial_memory((batch,)),
             previous_update=tf.zeros([batch, remembered]),
+            outputs=tf.zeros([batch, 0, 0]),
         )
         # No batch is noted before step 1, so that there is nothing to say of one.
         return self._look(members, state, state, window.no_losses(batch), {})
@@ -234,17 +243,45 @@ class Trainees:
         Returns:
             The new state and what the next decision sees.
         """
-        state = self._act(members, self.roll_back(state, members.horizon), action)
+        state = self.roll_back(state, members.horizon)
+        if self._watches_outputs(members):
+            state = self._note_outputs_again(members, state)
+        state = self._act(members, state, action)
+        needs, measured = self.spec.needs, {}
         x = self._noted(members, state.step + steps - 1)
-        outputs = None
-        if "outputs" in self.spec.needs:
-            outputs = self._units(state, x)
+        noted = "outputs" in needs and not self._watches_outputs(members)
+        before = self._units(state, x) if noted else None
         trained, losses = self._train(members, state, steps)
-        measured = window.measure_inputs(x) if "inputs" in self.spec.needs else {}
-        if outputs is not None:
-            after = self._units(trained, x)
-            measured |= window.measure_outputs(outputs, after)
+        if "inputs" in needs:
+            measured = window.measure_inputs(x)
+        if before is not None:
+            measured |= window.measure_outputs(before, self._units(trained, x))
         return self._look(members, state, trained, losses, measured)
+
+    def _watches_outputs(self, members: Members) -> bool:
+        """Returns whether outputs are looked at for validation examples."""
+        return (
+            members.validation is not None
+            and {
+                "outputs",
+                "validation",
+            }
+            <= self.spec.needs
+        )
+
+    def _note_outputs_again(
+        self, members: Members, state: TraineesState
+    ) -> TraineesState:
+        """Returns the state with the outputs of the weights that are back."""
+
+        def again() -> tf.Tensor:
+            outputs = self._validate(state, members)[1]
+            return _where(state.collapsed, outputs, state.outputs)
+
+        # Nothing is computed where nothing has collapsed, as in most windows.
+        collapsed = tf.reduce_any(state.collapsed)
+        outputs = tf.cond(collapsed, again, lambda: state.outputs)
+        return state._replace(outputs=outputs)
 
     def _act(
         self, members: Members, state: TraineesState, action: tf.Tensor
@@ -289,12 +326,14 @@ class Trainees:
             return self._take_steps(members, state, steps)
         data = (members.inputs, members.targets)
         # The last window's update is not needed here, and as large as the weights; nor
-        # is what is kept.
+        # are what is kept and the outputs.
         kept = state.kept
-        own = state._replace(previous_update=tf.zeros(()), kept=())
+        nothing = tf.zeros(())
+        own = state._replace(previous_update=nothing, kept=(), outputs=nothing)
         rest = (members._replace(inputs=(), targets=()), own, steps)
         trained, losses = self._in_shards(data, rest, shards)
-        state = trained._replace(previous_update=state.previous_update, kept=kept)
+        rest_of_it = {"previous_update": state.previous_update, "kept": kept}
+        state = trained._replace(outputs=state.outputs, **rest_of_it)
         return state, tf.transpose(losses)
 
     def _number_of_shards(self, members: Members, state: TraineesState) -> int:
@@ -401,6 +440,15 @@ class Trainees:
         steps = now.step - before.step
         shape = now.alive.shape
         measured = dict(measured)
+        validates = members.validation is not None and "validation" in needs
+        if validates:
+            validation, outputs = self._validate(now, members)
+            validation = tf.where(now.alive, validation, float("nan"))
+        if self._watches_outputs(members):
+            # Before step 1 there are none of before.
+            if before.outputs.shape[1:] == outputs.shape[1:]:
+                measured |= window.measure_outputs(before.outputs, outputs)
+            now = now._replace(outputs=outputs)
         if "layer" in needs:
             measured |= self._measure_layer(now, members.mask)
         if "update" in needs:
@@ -420,10 +468,7 @@ class Trainees:
         }
         measured |= measure_losses(losses, now.step, steps)
         training = measured["training_loss"]
-        if members.validation is not None and "validation" in needs:
-            validation = self.validation_loss(now, members)
-            validation = tf.where(now.alive, validation, float("nan"))
-        else:
+        if not validates:
             validation = tf.where(tf.equal(now.step, 0), float("nan"), training)
         finite = tf.math.is_finite(training)
         finite &= tf.math.is_finite(validation) | (steps == 0)
@@ -443,7 +488,7 @@ class Trainees:
             **measured,
         )
         collapsed, memory = tf.zeros_like(finite), now.memory
-        if members.validation is not None and "validation" in needs:
+        if validates:
             collapsed, memory = has_collapsed(statistics, memory, self._lags)
         observation, memory = observe(self.spec, statistics, memory)
         now = now._replace(memory=memory, finite=finite, collapsed=collapsed)

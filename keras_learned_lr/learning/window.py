@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_learned_lr.observation.noted_batch import UNITS_KEPT
+from keras_learned_lr.observation.outputs import UNITS_KEPT
 from keras_learned_lr.observation.window_losses import LOSSES_KEPT, place_of
 
 

@@ -7,14 +7,12 @@ import keras
 import tensorflow as tf
 
 from keras_learned_lr.observation.layers import fixed_batch_size
+from keras_learned_lr.observation.outputs import measure_outputs, output_units
 from keras_learned_lr.observation.tensors import (
     as_float,
     flat_leaves,
     replica_variable,
 )
-
-# Output units looked at, evenly spread over a model's outputs.
-UNITS_KEPT = 256
 
 
 class NotedBatch:
@@ -95,12 +93,8 @@ class NotedBatch:
             # Between one example and itself nothing varies but rounding.
             several = tf.shape(flat_leaves(self._x)[0])[0] > 1
             measured |= {
-                f"output_variance_{name}": tf.where(several, _variance(units), 0.0)
-                for name, units in (
-                    ("before", old),
-                    ("after", new),
-                    ("difference", new - old),
-                )
+                name: tf.where(several, variance, 0.0)
+                for name, variance in measure_outputs(old, new).items()
             }
         return measured
 
@@ -138,14 +132,7 @@ class NotedBatch:
         """Returns the model's outputs, float32 `[examples, units]`."""
         mapping = list(zip(self._weights or [], values, strict=True))
         with keras.StatelessScope(state_mapping=mapping):
-            outputs = self._model(x, training=False)
-        flat = [
-            tf.reshape(as_float(leaf), [self._size, -1])
-            for leaf in keras.tree.flatten(outputs)
-        ]
-        units = tf.concat(flat, axis=1)
-        stride = 1 + (tf.shape(units)[1] - 1) // UNITS_KEPT
-        return units[:, ::stride]
+            return output_units(self._model(x, training=False), self._size)
 
 
 def _map(function: Callable, *structures: Any) -> Any:
@@ -163,7 +150,3 @@ def _fitted(leaf: tf.Tensor, shape: tf.TensorShape) -> tf.Tensor:
             missing[axis][1] = size - tf.shape(leaf)[axis]
             leaf = tf.pad(leaf, missing)
     return leaf
-
-
-def _variance(units: tf.Tensor) -> tf.Tensor:
-    return tf.reduce_mean(tf.math.reduce_variance(units, axis=0))

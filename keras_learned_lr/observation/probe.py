@@ -14,9 +14,11 @@ from keras_learned_lr.observation.layers import (
     moving_statistics,
 )
 from keras_learned_lr.observation.noted_batch import NotedBatch
+from keras_learned_lr.observation.outputs import measure_outputs
 from keras_learned_lr.observation.statistics import Statistics, unmeasured
 from keras_learned_lr.observation.step_loss import run_and_catch_loss
 from keras_learned_lr.observation.tensors import as_float, replica_variable
+from keras_learned_lr.observation.validation import Validated, ValidationLoss
 from keras_learned_lr.observation.window_losses import (
     LOSSES_KEPT,
     measure_losses,
@@ -27,10 +29,12 @@ from keras_learned_lr.observation.window_losses import (
 class Probe:
     """Sees what goes through a model's training step.
 
-    Inside every training step it notes the loss and the batch of inputs, and nothing
-    else. `measure` turns that into Statistics, with the weights of now and copies of
-    those that the window began with. The user's metrics, random seeds and weights stay
-    as they were.
+    Inside every training step it notes the loss and nothing else. `measure` turns that
+    into Statistics, with the weights of now and copies of those that the window began
+    with. How outputs move shows on validation examples, whose outputs are there once
+    their loss is. Without validation data it notes the batch of inputs too, and
+    computes outputs for the last one, with the weights of before and of now. The
+    user's metrics, random seeds and weights stay as they were.
 
     Args:
         model: The compiled and built model.
@@ -39,7 +43,7 @@ class Probe:
         designated_layer: The layer for `layer_mean` and `layer_variance`: its name, or
             None for the last layer that has a weight matrix.
         probe_size: Examples of the noted batch that are looked at; a smaller batch is
-            repeated to it.
+            repeated to it. Of validation data, `validation_loss` knows how many.
         before_step: Called before every training step, inside its graph, with the
             number of steps taken, int64; also in a step that then finds no batch, in
             which data of unknown length ends.
@@ -54,7 +58,7 @@ class Probe:
         self,
         model: keras.Model,
         needs: frozenset[str],
-        validation_loss: Callable[[], tf.Tensor] | None = None,
+        validation_loss: ValidationLoss | None = None,
         designated_layer: str | None = None,
         probe_size: int = 32,
         before_step: Callable[[tf.Tensor], None] | None = None,
@@ -64,6 +68,14 @@ class Probe:
         self._when_stale = when_stale
         self._needs = needs
         self._validation_loss = validation_loss if "validation" in needs else None
+        watched = self._validation_loss
+        self._watches_outputs = "outputs" in needs and bool(
+            watched and watched.tells_outputs
+        )
+        if self._watches_outputs:
+            self._needs = needs - {"outputs"}
+        # Shapes are known once they are measured.
+        self._outputs = tf.Variable(tf.zeros([1, 1]), False, shape=[None, None])
         self._probe_size = probe_size
         self._before_step = before_step
         self._designated_layer = designated_layer
@@ -77,6 +89,8 @@ class Probe:
         self._checkpoint = tf.train.Checkpoint(
             step=self._step, window_start=self._window_start, losses=self._losses
         )
+        if self._watches_outputs:
+            self._checkpoint.outputs = self._outputs
         self._noted: NotedBatch | None = None
         self._layer_weights: list[keras.Variable] = []
         self._seen: list[keras.Variable] = []
@@ -102,6 +116,7 @@ class Probe:
             *(self._step, self._window_start, self._losses),
             *self._weights,
             *self._updates,
+            *([self._outputs] if self._watches_outputs else ()),
             *noted,
         ]
 
@@ -168,6 +183,14 @@ class Probe:
         self._copy_weights()
         for copy in self._updates:
             copy.assign(tf.zeros_like(copy))
+
+    def note_validation(self) -> tf.Tensor:
+        """Notes outputs as those that the window began with; returns the loss."""
+        assert self._validation_loss is not None
+        validated = self._validation_loss.measure()
+        if self._watches_outputs:
+            self._outputs.assign(validated.outputs)
+        return validated.loss
 
     # What happens inside a training step.
 
@@ -300,7 +323,7 @@ class Probe:
         """
         steps = self._step - self._window_start
         losses = measure_losses(self._losses.read_value(), self._step, steps)
-        validation = self._measure_validation(losses["training_loss"])
+        validation, outputs = self._measure_validation(losses["training_loss"])
         finite = tf.math.is_finite(losses["training_loss"])
         finite &= tf.math.is_finite(validation) | (steps == 0)
         # What they read is of before: in this order.
@@ -318,16 +341,30 @@ class Probe:
             **losses,
             **weights,
             **batch,
+            **self._measure_outputs(outputs, steps),
         )
         self._window_start.assign(self._step)
         return statistics
 
-    def _measure_validation(self, training_loss: tf.Tensor) -> tf.Tensor:
+    def _measure_validation(self, training_loss: tf.Tensor) -> Validated:
         if self._validation_loss is not None:
-            return self._validation_loss()
+            return self._validation_loss.measure()
         # Before step 1 there is no loss at all; NaN says so to the features.
         unknown = tf.equal(self._step, 0)
-        return tf.where(unknown, float("nan"), training_loss)
+        return Validated(tf.where(unknown, float("nan"), training_loss), None)
+
+    def _measure_outputs(
+        self, outputs: tf.Tensor | None, steps: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        if not self._watches_outputs:
+            return {}
+        measured = measure_outputs(self._outputs.read_value(), outputs)
+        self._outputs.assign(outputs)
+        # Before step 1 those of before are of an earlier run, or none at all.
+        return {
+            name: tf.where(steps > 0, variance, 0.0)
+            for name, variance in measured.items()
+        }
 
     def _measure_weights(self) -> dict[str, tf.Tensor]:
         measured: dict[str, tf.Tensor] = {}

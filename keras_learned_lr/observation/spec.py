@@ -15,10 +15,11 @@ from keras_learned_lr.observation.memory import (
 from keras_learned_lr.observation.statistics import Statistics
 
 # Changes whenever the meaning of a feature does.
-SPEC_VERSION = 2
-# In version 1 outputs were those for a window's first batch in place of its last, and
-# there were no averages: near enough for the controllers of then.
-READABLE = (1, SPEC_VERSION)
+SPEC_VERSION = 3
+# In version 2 outputs were those for a window's last batch in place of validation
+# examples, in version 1 for its first, and there were no averages: near enough for the
+# controllers of then (docs/experiments.md, 33).
+READABLE = (1, 2, SPEC_VERSION)
 PUBLISHED = (
     "learning_rate",
     "training_loss",

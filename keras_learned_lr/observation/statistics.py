@@ -29,9 +29,10 @@ class Statistics(NamedTuple):
         weight_norm: Euclidean norm of all trainable weights now.
         update_norm: Norm of their change over the window.
         update_cosine: Cosine between this window's change and the previous one's.
-        output_variance_before: Variance over the window's last batch of the model's
-            outputs with the weights that the window began with, averaged over output
-            units.
+        output_variance_before: Variance over the first validation examples of the
+            model's outputs with the weights that the window began with, averaged over
+            output units; over examples of the window's last batch where there is no
+            validation data.
         output_variance_after: The same with the weights of now.
         output_variance_difference: The same for the difference of the two outputs.
         input_mean: Mean of the inputs of the window's last batch.

@@ -13,6 +13,7 @@ from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 
 from keras_learned_lr.observation.averages import UnbiasedAverages
 from keras_learned_lr.observation.layers import fixed_batch_size, is_built
+from keras_learned_lr.observation.outputs import output_units
 from keras_learned_lr.observation.tensors import flat_leaves
 
 # As many examples as go through the model at once: bounds memory for big models.
@@ -46,6 +47,19 @@ class Subset(NamedTuple):
         return keras.tree.pack_sequence_as(self.structure, filled)
 
 
+class Validated(NamedTuple):
+    """What the validation subset tells.
+
+    Attributes:
+        loss: The mean loss, a float32 scalar.
+        outputs: `output_units` of the first examples; None where only the model's own
+            `test_step` knows the outputs, or they are not one for each example.
+    """
+
+    loss: tf.Tensor
+    outputs: tf.Tensor | None
+
+
 class ValidationLoss:
     """Loss of a model on a fixed subset of validation data.
 
@@ -57,13 +71,22 @@ class ValidationLoss:
     Args:
         model: The compiled and built model.
         subset: What `draw_subset` took from the validation data.
+        probe_size: How many of the first examples' outputs are told, at most.
 
     Raises:
         ValueError: If the model cannot compute a loss on it.
+
+    Attributes:
+        tells_outputs: Whether `measure` tells outputs.
     """
 
-    def __init__(self, model: keras.Model, subset: Subset) -> None:
+    def __init__(
+        self, model: keras.Model, subset: Subset, probe_size: int = 32
+    ) -> None:
         self._model = model
+        # Not more than there are: between an example and itself, which fills a batch
+        # below, nothing varies but rounding.
+        self._probe_size = min(probe_size, len(subset.groups[0][0]))
         fixed = fixed_batch_size(model)
         self._chunk = fixed or CHUNK
         self._groups = subset.groups
@@ -78,7 +101,7 @@ class ValidationLoss:
             # Of its own, so that it is traced once for the check, for the decision
             # before step 1 and for those in a graph.
             self._measure = tf.function(self._mean_loss, autograph=False)
-        self._check()
+        self.tells_outputs = self._check()
 
     @property
     def size(self) -> int:
@@ -96,39 +119,55 @@ class ValidationLoss:
 
     def __call__(self) -> tf.Tensor:
         """Returns the mean loss over the subset, a float32 scalar."""
+        return self.measure().loss
+
+    def measure(self) -> Validated:
+        """Returns the loss, and outputs that were computed on the way."""
         return self._measure()
 
-    def _mean_loss(self) -> tf.Tensor:
-        return tf.add_n([self._summed_loss(leaves) for leaves in self._groups]) / (
-            self._count
-        )
+    def _mean_loss(self) -> Validated:
+        sums = [self._summed_loss(leaves) for leaves in self._groups]
+        total = tf.add_n([each.loss for each in sums])
+        return Validated(total / self._count, sums[0].outputs)
 
-    def _summed_loss(self, leaves: list[tf.Tensor]) -> tf.Tensor:
+    def _summed_loss(self, leaves: list[tf.Tensor]) -> Validated:
         count = len(leaves[0])
         full = count // self._chunk * self._chunk
-        total = tf.zeros(())
+        total, outputs = tf.zeros(()), None
         if full:
             chunks = [
                 tf.reshape(leaf[:full], [-1, self._chunk, *leaf.shape[1:]])
                 for leaf in leaves
             ]
-            total += self._chunk * tf.reduce_sum(self._chunk_losses(chunks))
+            losses, outputs = self._chunk_losses(chunks)
+            total += self._chunk * tf.reduce_sum(losses)
         if count > full:
-            rest = [leaf[full:] for leaf in leaves]
-            total += (count - full) * self._chunk_loss(rest)
-        return total
+            rest = self._chunk_loss([leaf[full:] for leaf in leaves])
+            total += (count - full) * rest.loss
+            outputs = outputs if full else rest.outputs
+        return Validated(total, outputs)
 
-    def _chunk_losses(self, chunks: list[tf.Tensor]) -> tf.Tensor:
-        count = chunks[0].shape[0]
-        if count > UNROLLED:
-            return tf.map_fn(self._chunk_loss, chunks, fn_output_signature=tf.float32)
-        loss = self._chunk_loss
+    def _chunk_losses(
+        self, chunks: list[tf.Tensor]
+    ) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """Returns the losses of all chunks, and outputs of the first."""
+        count, measure = chunks[0].shape[0], self._chunk_loss
         if tf.inside_function():
             # Traced once for all of them: a large model takes seconds.
-            loss = tf.function(loss, autograph=False)
-        return tf.stack([loss([leaf[i] for leaf in chunks]) for i in range(count)])
+            measure = tf.function(measure, autograph=False)
+        first = measure([leaf[0] for leaf in chunks])
+        if count > UNROLLED:
+            losses = tf.map_fn(
+                lambda leaves: measure(leaves).loss,
+                [leaf[1:] for leaf in chunks],
+                fn_output_signature=tf.float32,
+            )
+        else:
+            rest = range(1, count)
+            losses = [measure([leaf[i] for leaf in chunks]).loss for i in rest]
+        return tf.concat([[first.loss], losses], axis=0), first.outputs
 
-    def _chunk_loss(self, leaves: list[tf.Tensor]) -> tf.Tensor:
+    def _chunk_loss(self, leaves: list[tf.Tensor]) -> Validated:
         x, y, weight = keras.utils.unpack_x_y_sample_weight(self._unflatten(leaves))
         # Inside the scope a variable that is not mapped has no value for regularizers.
         mapping = [
@@ -141,27 +180,41 @@ class ValidationLoss:
         # Metrics start from zero there, so that `test_step` reports this chunk alone.
         mapping += [(v, tf.zeros(v.shape)) for v in self._model.metrics_variables]
         with keras.StatelessScope(state_mapping=mapping, collect_losses=True):
-            return tf.reshape(tf.cast(self._loss(x, y, weight), tf.float32), [])
+            loss, y_pred = self._loss(x, y, weight)
+        outputs = self._first_outputs(y_pred, leaves[0].shape[0])
+        return Validated(tf.reshape(tf.cast(loss, tf.float32), []), outputs)
+
+    def _first_outputs(self, y_pred: Any, count: int) -> tf.Tensor | None:
+        known = keras.tree.flatten(y_pred)
+        if not known or any(
+            not tf.is_tensor(leaf) or not leaf.shape.rank or leaf.shape[0] != count
+            for leaf in known
+        ):
+            return None
+        first = min(self._probe_size, count)
+        return output_units([leaf[:first] for leaf in known], first)
 
     def _choose_loss(self) -> Callable:
         if type(self._model).test_step is keras.Model.test_step:
             return self._compute_loss
         return self._test_step
 
-    def _compute_loss(self, x: Any, y: Any, weight: Any) -> tf.Tensor:
+    def _compute_loss(self, x: Any, y: Any, weight: Any) -> tuple[tf.Tensor, Any]:
         y_pred = self._model(x, training=False)
         # Not the public one, of which there are overrides without `training`.
-        return self._model._compute_loss(x, y, y_pred, weight, training=False)
+        loss = self._model._compute_loss(x, y, y_pred, weight, training=False)
+        return loss, y_pred
 
-    def _test_step(self, x: Any, y: Any, weight: Any) -> tf.Tensor:
+    def _test_step(self, x: Any, y: Any, weight: Any) -> tuple[tf.Tensor, Any]:
         logs = self._model.test_step(keras.utils.pack_x_y_sample_weight(x, y, weight))
         if "loss" not in logs:
             raise ValueError(
                 f"The model's `test_step` reports no 'loss'. Received: {sorted(logs)}."
             )
-        return logs["loss"]
+        return logs["loss"], None
 
-    def _check(self) -> None:
+    def _check(self) -> bool:
+        """Measures once, or traces it; returns whether outputs are told."""
         tensors = self._groups[0]
         few = [leaf[: fixed_batch_size(self._model) or 2] for leaf in tensors]
         try:
@@ -170,10 +223,10 @@ class ValidationLoss:
                 x, _, _ = keras.utils.unpack_x_y_sample_weight(self._unflatten(few))
                 self._model(x, training=False)
             if self._model.run_eagerly:
-                self._chunk_loss(few)
-            else:
-                # Only traced: a wrong structure is told before the first step.
-                self._measure.get_concrete_function()
+                return self._chunk_loss(few).outputs is not None
+            # Only traced: a wrong structure is told before the first step.
+            traced = self._measure.get_concrete_function()
+            return traced.structured_outputs.outputs is not None
         except Exception as error:
             shapes = tf.nest.map_structure(
                 lambda leaf: f"{leaf.dtype.name}{tuple(leaf.shape)}",
