@@ -82,6 +82,22 @@ def test_to_exactly_what_was_there():
     assert rates[8] != pytest.approx(rates[5])
 
 
+def test_outputs_of_before_are_those_of_the_weights_that_are_back():
+    class AtDecision(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            outputs.append(self.model(X[:32], training=False).numpy())
+
+    outputs = []
+    controller = GraphController(0.3, form=every(3))
+    callback = rate(controller, rollback=True, validation_data=(X[:32], Y[:32]))
+    with pytest.warns(UserWarning, match="those of step 6 again"):
+        fit(model("adam"), [Poison(8), callback, AtDecision()], epochs=3)
+    growth = callback.decisions["observation"]["log_output_growth"]
+    # From step 9, where those of step 6 came back, to step 12.
+    before, after = (outputs[i].var(axis=0).mean() for i in (5, 11))
+    assert growth[4] == pytest.approx(np.log10(after / before) / 2.0, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("first", "best", "now", "collapsed"),
     [

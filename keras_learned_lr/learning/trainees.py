@@ -260,14 +260,8 @@ class Trainees:
 
     def _watches_outputs(self, members: Members) -> bool:
         """Returns whether outputs are looked at for validation examples."""
-        return (
-            members.validation is not None
-            and {
-                "outputs",
-                "validation",
-            }
-            <= self.spec.needs
-        )
+        watched = {"outputs", "validation"} <= self.spec.needs
+        return watched and members.validation is not None
 
     def _note_outputs_again(
         self, members: Members, state: TraineesState

@@ -322,12 +322,13 @@ def _beside_a_wild_one(name, rate=1e-3, poison=0.0):
     np.testing.assert_array_equal(look.statistics.finite, [1.0, 0.0, 1.0])
     assert np.isfinite(look.observation).all()
     assert np.isnan(look.statistics.validation_loss[1])
-    return engine, [state for state, _ in runs[1]]
+    states, looks = zip(*runs[1], strict=True)
+    return engine, states, looks
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn", "dropout"])
 def test_a_trainee_that_never_had_a_loss_is_frozen_and_its_neighbours_untouched(name):
-    _, states = _beside_a_wild_one(name, poison=np.nan)
+    _, states, _ = _beside_a_wild_one(name, poison=np.nan)
     after, before = states[-1], states[-2]
     assert not after.collapsed.numpy().any()
     _same(
@@ -340,8 +341,13 @@ def test_a_trainee_that_never_had_a_loss_is_frozen_and_its_neighbours_untouched(
 
 
 def test_a_trainee_that_diverges_goes_back_and_its_neighbours_are_untouched():
-    engine, states = _beside_a_wild_one("mlp", rate=1e18)
+    engine, states, looks = _beside_a_wild_one("mlp", rate=1e18)
     start = states[0]
+    # Outputs of before are those of the weights that are back.
+    expected = start.outputs[1].numpy().var(axis=0).mean()
+    for look in looks[1:]:
+        before = float(look.statistics.output_variance_before[1])
+        assert before == pytest.approx(expected)
     # It dies in every window, from the same weights, at half of the level each time.
     for count, state in enumerate(states[1:]):
         np.testing.assert_array_equal(state.collapsed, [False, True, False])
