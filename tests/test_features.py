@@ -301,15 +301,17 @@ class TestSpec:
         assert hash(ObservationSpec.from_config(spec.to_config())) == hash(spec)
         assert spec != ObservationSpec()
 
-    @pytest.mark.parametrize("version", [0, 3, None, "2"])
+    @pytest.mark.parametrize("version", [0, 4, None, "2"])
     def test_another_version_is_refused(self, version):
         config = ObservationSpec().to_config() | {"version": version}
         with pytest.raises(ValueError, match=f"version {version!r}.*Install"):
             ObservationSpec.from_config(config)
 
-    def test_the_version_before_is_read(self):
+    @pytest.mark.parametrize("version", [1, 2])
+    def test_versions_before_are_read(self, version):
         spec = ObservationSpec()
-        assert ObservationSpec.from_config(spec.to_config() | {"version": 1}) == spec
+        config = spec.to_config() | {"version": version}
+        assert ObservationSpec.from_config(config) == spec
 
     def test_needs_are_those_of_its_features(self):
         assert ObservationSpec(["progress", "layer_mean"]).needs == {"horizon", "layer"}

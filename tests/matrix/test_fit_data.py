@@ -167,8 +167,9 @@ def test_other_tensors(kind):
     check_run(trainee, data, validation_data=None, told=told)
 
 
+@pytest.mark.parametrize("validated", [False, True])
 @pytest.mark.parametrize("jit", [False, True])
-def test_text_of_several_lengths(jit):
+def test_text_of_several_lengths(jit, validated):
     """Padded batch by batch. XLA has no variable for a batch of varying shape."""
     rng = draws()
     tokens = [rng.integers(0, 9, (16, length)) for length in (4, 6, 4, 6)]
@@ -187,8 +188,13 @@ def test_text_of_several_lengths(jit):
         LAYER.Dense(3),
     ]
     trainee = compiled(keras.Sequential(body), jit_compile=jit)
-    told = ["goes on without these features.*jit_compile=False"] if jit else []
-    check_run(trainee, data, validation_data=data, told=told)
+    if validated:  # No batch is kept then.
+        check_run(trainee, data, validation_data=data)
+        return
+    told = ["no `validation_data`"]
+    if jit:
+        told.append("goes on without these features.*jit_compile=False")
+    check_run(trainee, data, validation_data=None, told=told)
 
 
 def test_an_optional_input_that_is_missing():

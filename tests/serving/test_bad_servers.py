@@ -138,8 +138,8 @@ MODELS = {
         r"Unknown features: \['mood', 'speed'\]",
     ),
     "another version of the observation": (
-        lambda: controller_like(changed(observation={"version": 3, "names": []})),
-        "observations of version 3; this keras_learned_lr makes version 2",
+        lambda: controller_like(changed(observation={"version": 4, "names": []})),
+        "observations of version 4; this keras_learned_lr makes version 3",
     ),
     "an unknown action form": (
         lambda: controller_like(changed(action_form={"name": "Leap", "version": 1})),
