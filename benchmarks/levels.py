@@ -39,7 +39,9 @@ def learned_levels(task, multiple):
     _, test = fits.losses(task, multiple * task.rate, SEED, [callback])
     decisions = callback.decisions
     progress = decisions["step"] / task.steps
-    level = decisions["learning_rate"] / task.rate / linear_envelope(progress).numpy()
+    level = (
+        decisions["learning_rate"] / task.rate / np.asarray(linear_envelope(progress))
+    )
     return {
         "test": test,
         "progress": np.round(progress, 3).tolist(),
