@@ -54,7 +54,7 @@ def time_decision(
     controller = load_controller("default")
     spec = controller.observation_spec
     subset = draw_subset(workload.validation(), validation_size)
-    measure_validation = ValidationLoss(model, subset)
+    measure_validation = ValidationLoss(model, subset, PROBE_SIZE)
     form = controller.action_form
     loop = ControlLoop(
         model,
@@ -243,7 +243,7 @@ def count_memory(
     model = workload.compiled(jit_compile=False)
     controller = controller or load_controller("default")
     subset = draw_subset(workload.validation(), VALIDATION_SIZE)
-    measure_validation = ValidationLoss(model, subset)
+    measure_validation = ValidationLoss(model, subset, PROBE_SIZE)
     form = controller.action_form
     loop = ControlLoop(
         model, controller, form, measure_validation, probe_size=PROBE_SIZE

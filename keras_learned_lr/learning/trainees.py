@@ -30,6 +30,7 @@ from keras_learned_lr.learning.trainee_state import (
 )
 from keras_learned_lr.observation.averages import averages
 from keras_learned_lr.observation.layers import designated_weights, moving_statistics
+from keras_learned_lr.observation.outputs import measure_outputs
 from keras_learned_lr.observation.spec import ObservationSpec, observe
 from keras_learned_lr.observation.statistics import unmeasured
 from keras_learned_lr.observation.window_losses import measure_losses
@@ -93,15 +94,9 @@ class Trainees:
             raise ValueError("The members have no validation rows to measure on.")
         size = chosen.shape[1]
         full = size // CHUNK
-        weights = self.layout.split(state.parameters)
 
         def measure(rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            x, y = tf.gather(members.inputs, rows), tf.gather(members.targets, rows)
-            non_trainable = self._unbiased(state, weights, x)
-            called = self._model(weights, non_trainable, x, training=False)
-            loss = batch_loss(self._loss, y, called.outputs) + called.penalty
-            first = called.outputs[:, : self.template.probe_size]
-            return tf.cast(loss, tf.float32), window.output_units(first)
+            return self._validate_chunk(state, members, rows)
 
         loss, outputs = measure(chosen[:, :CHUNK])
         total = min(size, CHUNK) * loss
@@ -118,6 +113,18 @@ class Trainees:
         if full and rest:
             total += rest * measure(chosen[:, full * CHUNK :])[0]
         return total / size, outputs
+
+    def _validate_chunk(
+        self, state: TraineesState, members: Members, rows: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the loss of some rows, and `output_units` of the first of them."""
+        x, y = tf.gather(members.inputs, rows), tf.gather(members.targets, rows)
+        weights = self.layout.split(state.parameters)
+        non_trainable = self._unbiased(state, weights, x)
+        called = self._model(weights, non_trainable, x, training=False)
+        loss = batch_loss(self._loss, y, called.outputs) + called.penalty
+        first = called.outputs[:, : self.template.probe_size]
+        return tf.cast(loss, tf.float32), window.output_units(first)
 
     def _unbiased(
         self, state: TraineesState, weights: list[tf.Tensor], x: tf.Tensor
@@ -255,13 +262,16 @@ class Trainees:
         if "inputs" in needs:
             measured = window.measure_inputs(x)
         if before is not None:
-            measured |= window.measure_outputs(before, self._units(trained, x))
+            measured |= measure_outputs(before, self._units(trained, x))
         return self._look(members, state, trained, losses, measured)
+
+    def _validates(self, members: Members) -> bool:
+        """Returns whether the loss on validation examples is looked at."""
+        return members.validation is not None and "validation" in self.spec.needs
 
     def _watches_outputs(self, members: Members) -> bool:
         """Returns whether outputs are looked at for validation examples."""
-        watched = {"outputs", "validation"} <= self.spec.needs
-        return watched and members.validation is not None
+        return self._validates(members) and "outputs" in self.spec.needs
 
     def _note_outputs_again(
         self, members: Members, state: TraineesState
@@ -269,7 +279,9 @@ class Trainees:
         """Returns the state with the outputs of the weights that are back."""
 
         def again() -> tf.Tensor:
-            outputs = self._validate(state, members)[1]
+            assert members.validation is not None
+            first = members.validation[:, :CHUNK]
+            outputs = self._validate_chunk(state, members, first)[1]
             return _where(state.collapsed, outputs, state.outputs)
 
         # Nothing is computed where nothing has collapsed, as in most windows.
@@ -321,14 +333,16 @@ class Trainees:
         data = (members.inputs, members.targets)
         # The last window's update is not needed here, and as large as the weights; nor
         # are what is kept and the outputs.
-        kept = state.kept
         nothing = tf.zeros(())
         own = state._replace(previous_update=nothing, kept=(), outputs=nothing)
         rest = (members._replace(inputs=(), targets=()), own, steps)
         trained, losses = self._in_shards(data, rest, shards)
-        rest_of_it = {"previous_update": state.previous_update, "kept": kept}
-        state = trained._replace(outputs=state.outputs, **rest_of_it)
-        return state, tf.transpose(losses)
+        trained = trained._replace(
+            previous_update=state.previous_update,
+            kept=state.kept,
+            outputs=state.outputs,
+        )
+        return trained, tf.transpose(losses)
 
     def _number_of_shards(self, members: Members, state: TraineesState) -> int:
         trainees, _, examples = members.order.shape
@@ -434,14 +448,14 @@ class Trainees:
         steps = now.step - before.step
         shape = now.alive.shape
         measured = dict(measured)
-        validates = members.validation is not None and "validation" in needs
+        validates = self._validates(members)
         if validates:
             validation, outputs = self._validate(now, members)
             validation = tf.where(now.alive, validation, float("nan"))
         if self._watches_outputs(members):
             # Before step 1 there are none of before.
             if before.outputs.shape[1:] == outputs.shape[1:]:
-                measured |= window.measure_outputs(before.outputs, outputs)
+                measured |= measure_outputs(before.outputs, outputs)
             now = now._replace(outputs=outputs)
         if "layer" in needs:
             measured |= self._measure_layer(now, members.mask)

@@ -89,16 +89,3 @@ def output_units(outputs: tf.Tensor) -> tf.Tensor:
     units = tf.reshape(tf.cast(outputs, tf.float32), [*outputs.shape[:2], -1])
     stride = 1 + (units.shape[2] - 1) // UNITS_KEPT
     return units[:, :, ::stride]
-
-
-def measure_outputs(before: tf.Tensor, after: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Measures `output_units` of the window's start and of its end."""
-    return {
-        "output_variance_before": _variance(before),
-        "output_variance_after": _variance(after),
-        "output_variance_difference": _variance(after - before),
-    }
-
-
-def _variance(units: tf.Tensor) -> tf.Tensor:
-    return tf.reduce_mean(tf.math.reduce_variance(units, axis=1), axis=1)

@@ -32,7 +32,7 @@ def measure_outputs(before: tf.Tensor, after: tf.Tensor) -> dict[str, tf.Tensor]
     """Measures `output_units` of a window's start and of its end, as `Statistics` do.
 
     Args:
-        before: `[examples, units]`.
+        before: `[examples, units]`, or `[batch, examples, units]` for many trainees.
         after: The same at the end.
     """
     return {
@@ -43,4 +43,4 @@ def measure_outputs(before: tf.Tensor, after: tf.Tensor) -> dict[str, tf.Tensor]
 
 
 def _variance(units: tf.Tensor) -> tf.Tensor:
-    return tf.reduce_mean(tf.math.reduce_variance(units, axis=0))
+    return tf.reduce_mean(tf.math.reduce_variance(units, axis=-2), axis=-1)
