@@ -25,7 +25,8 @@ def output_units(outputs: Any, examples: int) -> tf.Tensor:
     ]
     units = tf.concat(flat, axis=1)
     stride = 1 + (tf.shape(units)[1] - 1) // UNITS_KEPT
-    return units[:, ::stride]
+    # A stride that is not known yet leaves not even the rank.
+    return tf.ensure_shape(units[:, ::stride], [examples, None])
 
 
 def measure_outputs(before: tf.Tensor, after: tf.Tensor) -> dict[str, tf.Tensor]:
