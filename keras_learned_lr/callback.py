@@ -452,7 +452,9 @@ class LearnedLearningRate(keras.callbacks.Callback):
             )
         for kind, message in record.remarks():
             self._tell(kind, message)
-        self._tell_if_contested(record.contested)
+        self._tell_if_contested(
+            record.contested or self._loop.learning_rate_was_replaced
+        )
         if self._verbose:
             print(
                 f"step {record.step}: learning rate {record.learning_rate:.3g}, "

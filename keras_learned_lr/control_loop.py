@@ -175,7 +175,17 @@ class ControlLoop:
     def contested(self) -> bool:
         """Whether something else has set the learning rate in this run too."""
         now = self._optimizer.differs(self._learning_rate)
-        return bool(tf.greater(self._contested, 0.0) | now)
+        return self.learning_rate_was_replaced or bool(
+            tf.greater(self._contested, 0.0) | now
+        )
+
+    @property
+    def learning_rate_was_replaced(self) -> bool:
+        """Whether the optimizer has a schedule since the run began.
+
+        The training step that was traced goes on with the rates that are set here.
+        """
+        return self._optimizer.was_replaced
 
     def save(self, path: Path) -> None:
         """Writes all that `resume` goes on from, as a TensorFlow checkpoint."""

@@ -97,6 +97,12 @@ class OptimizerLearningRate:
         # This is in every training step: no operation more than it takes.
         return functools.reduce(tf.logical_or, changed)
 
+    @property
+    def was_replaced(self) -> bool:
+        """Whether one has a schedule in place of the variable that `assign` sets."""
+        found = zip(self._optimizers, self._variables, strict=True)
+        return any(inner._learning_rate is not variable for inner, variable in found)
+
     def restore(self) -> None:
         """Puts the learning rate back to what it was compiled with."""
         for variable, default in zip(self._variables, self._defaults, strict=True):

@@ -264,6 +264,31 @@ class TestAnotherSchedule:
                 callbacks=[callback, plateau()],
             )
 
+    @pytest.mark.parametrize("epochs", [3, 9])
+    def test_that_is_assigned_inside_the_run(self, epochs):
+        """The traced step does not see it: the rates stay the controller's."""
+        schedule = keras.optimizers.schedules.ExponentialDecay(0.05, 10, 0.5)
+
+        class Assigns(CALLBACKS.Callback):
+            def on_epoch_begin(self, epoch, logs=None):
+                if epoch == 2:
+                    self.model.optimizer.learning_rate = schedule
+
+        trainee = classifier()
+        callback = LearnedLearningRate(
+            GraphController(0.1, form=every(20)), validation_data=(X, Y)
+        )
+        with pytest.warns(UserWarning, match=CONTESTED) as told:
+            trainee.fit(
+                *(X, Y),
+                batch_size=16,
+                epochs=epochs,
+                verbose=0,
+                callbacks=[callback, Assigns()],
+            )
+        assert len([w for w in told if "Something else" in str(w.message)]) == 1
+        assert trainee.optimizer._learning_rate is schedule
+
     def test_of_the_model_itself(self):
         class WarmsUp(keras.Sequential):
             def train_step(self, data):
