@@ -6,7 +6,7 @@ learning rates. What is seen of them and what an action does to them is what the
 callback sees and does: the same `observe`, the same `ActionForm`.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -37,6 +37,14 @@ from keras_learned_lr.observation.window_losses import measure_losses
 
 # As many validation examples of each trainee as go through the model at once.
 CHUNK = 64
+
+
+class _Weights(NamedTuple):
+    """What models compute with, and after how many updates."""
+
+    parameters: tf.Tensor
+    non_trainable: tuple[tf.Tensor, ...]
+    updates: tf.Tensor
 
 
 class Trainees:
@@ -72,6 +80,8 @@ class Trainees:
         self._update = tf.function(self._updated, autograph=False, jit_compile=True)
         compiled = self._gradients.way == "compiled"
         self._in_shards = InShards(self._shard, compiled)
+        # A look took as long as four training steps where XLA did not compile it.
+        self._validate_in_shards = InShards(self._validate_shard, compiled)
         self.begin = tf.function(self._begin, autograph=False)
         self.advance = tf.function(self._advance, autograph=False)
 
@@ -89,25 +99,47 @@ class Trainees:
         self, state: TraineesState, members: Members
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the loss, and `output_units` of the first validation examples."""
-        chosen = members.validation
-        if chosen is None:
+        if members.validation is None:
             raise ValueError("The members have no validation rows to measure on.")
+        return self._look_at(state, members, members.validation)
+
+    def _look_at(
+        self, state: TraineesState, members: Members, rows: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the loss of some rows, and `output_units` of the first of them."""
+        data = (members.inputs, members.targets)
+        weights = _Weights(
+            state.parameters, state.non_trainable, state.optimizer.iterations
+        )
+        shards = self._number_of_shards(members, state)
+        if shards == 1 and self._gradients.way != "compiled":
+            return self._validate_shard(data, (rows, weights))
+        return self._validate_in_shards(data, (rows, weights), shards)
+
+    def _validate_shard(
+        self, data: tuple[tf.Tensor, tf.Tensor], own: tuple[tf.Tensor, _Weights]
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Does what `_look_at` says for some of the trainees, a chunk at a time."""
+        chosen, weights = own
         size = chosen.shape[1]
         full = size // CHUNK
 
         def measure(rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            return self._validate_chunk(state, members, rows)
+            return self._validate_chunk(weights, data, rows)
 
         loss, outputs = measure(chosen[:, :CHUNK])
         total = min(size, CHUNK) * loss
         if full > 1:
             chunks = tf.reshape(chosen[:, : full * CHUNK], [-1, full, CHUNK])
             chunks = tf.ensure_shape(chunks, [chosen.shape[0], full, CHUNK])
+
+            def add(k: tf.Tensor, sum_: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+                # Not a slice: XLA wants to know where one begins.
+                rows = tf.gather(chunks, k, axis=1)
+                return k + 1, sum_ + CHUNK * measure(rows)[0]
+
             total = tf.while_loop(
-                lambda k, _: k < full,
-                lambda k, sum_: (k + 1, sum_ + CHUNK * measure(chunks[:, k])[0]),
-                (1, total),
-                parallel_iterations=1,
+                lambda k, _: k < full, add, (1, total), parallel_iterations=1
             )[1]
         rest = size - full * CHUNK
         if full and rest:
@@ -115,28 +147,31 @@ class Trainees:
         return total / size, outputs
 
     def _validate_chunk(
-        self, state: TraineesState, members: Members, rows: tf.Tensor
+        self,
+        weights: _Weights,
+        data: tuple[tf.Tensor, tf.Tensor],
+        rows: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the loss of some rows, and `output_units` of the first of them."""
-        x, y = tf.gather(members.inputs, rows), tf.gather(members.targets, rows)
-        weights = self.layout.split(state.parameters)
-        non_trainable = self._unbiased(state, weights, x)
-        called = self._model(weights, non_trainable, x, training=False)
+        x, y = (tf.gather(part, rows) for part in data)
+        split = self.layout.split(weights.parameters)
+        non_trainable = self._unbiased(weights, split, x)
+        called = self._model(split, non_trainable, x, training=False)
         loss = batch_loss(self._loss, y, called.outputs) + called.penalty
         first = called.outputs[:, : self.template.probe_size]
         return tf.cast(loss, tf.float32), window.output_units(first)
 
     def _unbiased(
-        self, state: TraineesState, weights: list[tf.Tensor], x: tf.Tensor
+        self, weights: _Weights, split: list[tf.Tensor], x: tf.Tensor
     ) -> list[tf.Tensor]:
         """Returns what `UnbiasedAverages` has for the non-trainable variables."""
-        values = list(state.non_trainable)
+        values = list(weights.non_trainable)
         if not self._averages:
             return values
-        steps = state.optimizer.iterations[:, tf.newaxis]
+        steps = weights.updates[:, tf.newaxis]
 
         def looked() -> list[tf.Tensor]:
-            new = self._model(weights, state.non_trainable, x, training=True)
+            new = self._model(split, weights.non_trainable, x, training=True)
             return [
                 _where(steps[:, 0] > 0, old, seen)
                 for old, seen in zip(values, new.non_trainable, strict=True)
@@ -281,7 +316,7 @@ class Trainees:
         def again() -> tf.Tensor:
             assert members.validation is not None
             first = members.validation[:, :CHUNK]
-            outputs = self._validate_chunk(state, members, first)[1]
+            outputs = self._look_at(state, members, first)[1]
             return _where(state.collapsed, outputs, state.outputs)
 
         # Nothing is computed where nothing has collapsed, as in most windows.
