@@ -11,6 +11,8 @@ from rich.table import Table
 from keras_learned_lr.cli.apps import app, console, one_line_errors, silence_retracing
 from keras_learned_lr.cli.members import Controllers, Envelope, Lift, join
 
+Threads = Annotated[int, typer.Option(min=0, help="Cores to compute on; 0 for all.")]
+
 
 @app.command()
 def demo(
@@ -95,9 +97,7 @@ def train(
     seed: Annotated[
         int | None, typer.Option(help="In place of the config's two seeds.")
     ] = None,
-    threads: Annotated[
-        int, typer.Option(min=0, help="Cores to compute on; 0 for all.")
-    ] = 0,
+    threads: Threads = 0,
 ) -> None:
     """Meta-train a controller on many small tasks at once."""
     import tensorflow as tf
@@ -162,12 +162,16 @@ def refine(
     seed: Annotated[
         int | None, typer.Option(min=0, help="In place of the config's.")
     ] = None,
+    threads: Threads = 0,
 ) -> None:
     """Move a controller's levels to where whole runs end lower; goes on if begun."""
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
     silence_retracing()
     from keras_learned_lr.control.export import can_warm_up, export_version
     from keras_learned_lr.control.model_card import refined_facts
-    from keras_learned_lr.control.versions import MODEL_NAME
+    from keras_learned_lr.control.versions import MODEL_NAME, latest_version
     from keras_learned_lr.learning.refining import (
         RefineConfig,
         Refining,
@@ -191,13 +195,19 @@ def refine(
     )
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("", total=run.batches)
-        run.run(lambda done: progress.update(task, completed=done))
+        learned = run.run(lambda done: progress.update(task, completed=done))
         progress.update(task, completed=run.batches)
+    base = to / "controller" / MODEL_NAME
+    if not learned and base.is_dir():
+        console.print(
+            f"Nothing is left to try. Exported before to {latest_version(base)}"
+        )
+        return
+    refined = run.refined
     told = refined_facts(facts, run.facts(), run.templates)
     with one_line_errors(OSError):
-        observations = rehearse(run.refined).observations if can_warm_up() else None
-        base = to / "controller" / MODEL_NAME
-        written = export_version(run.refined, base, observations, told)
+        observations = rehearse(refined).observations if can_warm_up() else None
+        written = export_version(refined, base, observations, told)
     console.print(f"Exported to {written}")
 
 

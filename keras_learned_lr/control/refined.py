@@ -1,84 +1,101 @@
 """A controller, and a small correction of its levels that whole runs have taught."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from keras_learned_lr.control.actions import ActionForm, ScaleFactor
 from keras_learned_lr.control.controller import Exportable, PolicyOutput
+from keras_learned_lr.observation.spec import ObservationSpec
 
-# Beyond this a feature says no more; its square would.
-_FARTHEST = 3.0
-# Makes of a feature one that tells which side of 0 it is on.
-_STEEP = 3.0
+# What a correction looks at: what a run is like. What one window happens to show would
+# come back through the next ones (docs/experiments.md, 32).
+FEATURES = (
+    "log_level",
+    "previous_action@0.5",
+    "training_vs_first@0.5",
+    "training_trend@0.5",
+    "training_noise@0.5",
+    "validation_vs_best@0.5",
+    "validation_trend@0.5",
+    "validation_vs_training@0.5",
+    "log_update_ratio@0.5",
+    "update_cosine@0.5",
+    "log_output_change@0.5",
+    "log_output_growth@0.5",
+    "validation_vs_first@0.5",
+)
+# Shares of a run at which each feature has a weight of its own; between two of them it
+# is on the line that joins them.
+KNOTS = (0.0, 0.1, 0.4, 1.0)
+# The same for the constant.
+CONSTANT_KNOTS = (0.0, 0.05, 0.15, 0.4, 0.7, 1.0)
+FEATURE_WEIGHTS = len(KNOTS) * len(FEATURES)
+QUANTITIES = FEATURE_WEIGHTS + len(CONSTANT_KNOTS)
+# Most decades that a correction adds to a decision, or takes away.
+LIMIT = 0.25
 
 
-def refinable(names: Sequence[str]) -> list[str]:
-    """Returns those of an observation's features that a correction is made of.
+class Scales(NamedTuple):
+    """What features are like on average.
 
-    All of the present window; averages of the ones before are left out.
-
-    Args:
-        names: The features' names.
-
-    Raises:
-        ValueError: If `progress` is not among them.
+    Attributes:
+        mean: Of each of `FEATURES`.
+        deviation: Standard deviation of each.
     """
-    if "progress" not in names:
+
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+
+def check_refinable(spec: ObservationSpec) -> None:
+    """Raises a ValueError if an observation lacks what a correction looks at."""
+    missing = sorted({"progress", *FEATURES} - set(spec.names))
+    if missing:
         raise ValueError(
-            "A correction depends on the progress of the run: `progress` must be in "
-            f"the observation. Received: {list(names)}"
+            "A correction of levels looks at features that this controller does not "
+            f"observe. Refine one that was trained with them. Received: {spec.names}; "
+            f"missing: {missing}"
         )
-    return [name for name in names if "@" not in name]
 
 
-def quantities(features: Any, progress: int, library: Any = np) -> Any:
-    """Returns what a correction is a weighted sum of.
-
-    The features x, clipped to ±3; x²; x times the progress from -1 to 1; tanh 3x; and
-    a constant.
+def between(progress: tf.Tensor, knots: Sequence[float]) -> tf.Tensor:
+    """Returns how much each knot counts at a share of the run.
 
     Args:
-        features: Of the present window, `[..., features]`.
-        progress: Which of them is the progress.
-        library: The module to compute with.
+        progress: The share, `[...]`.
+        knots: Ascending from 0 to 1.
 
     Returns:
-        `[..., 4 * features + 1]`, of the features' dtype.
+        `[..., knots]`, the two around the share between 0 and 1, all others 0.
     """
-    x = library.clip(features, -_FARTHEST, _FARTHEST)
-    along = x[..., progress : progress + 1]
-    steep, one = library.tanh(_STEEP * x), library.ones_like(along)
-    return library.concatenate([x, x * x, x * along, steep, one], -1)
-
-
-def quantities_of(names: Sequence[str]) -> int:
-    """Returns how many `quantities` there are of features with these names."""
-    return 4 * len(names) + 1
-
-
-class _TensorFlow:
-    """The functions of NumPy that `quantities` calls, inside a graph."""
-
-    clip = staticmethod(tf.clip_by_value)
-    tanh = staticmethod(tf.tanh)
-    ones_like = staticmethod(tf.ones_like)
-    concatenate = staticmethod(tf.concat)
+    shares = []
+    for index, knot in enumerate(knots):
+        up = down = tf.ones_like(progress)
+        if index > 0:
+            up = (progress - knots[index - 1]) / (knot - knots[index - 1])
+        if index + 1 < len(knots):
+            down = (knots[index + 1] - progress) / (knots[index + 1] - knot)
+        shares.append(tf.clip_by_value(tf.minimum(up, down), 0.0, 1.0))
+    return tf.stack(shares, -1)
 
 
 class Refined:
     """Does what a controller does, and adds some decades to each of its moves.
 
-    How many is a weighted sum of a few functions of the observation. The weights come
-    from `keras_learned_lr.learning.refining`.
+    How many is `limit * tanh(sum / limit)` of a weighted sum: of tanh of the
+    standardised features, each with weights that change along the run, and of a
+    constant that does, too. All of it is bounded, so that nothing unheard of moves a
+    level far. The weights come from `keras_learned_lr.learning.refining`.
 
     Args:
         controller: The other one; its action form must be a `ScaleFactor`, and
-            `progress` must be among its features.
-        weights: One for each of `quantities`, in decades, `[quantities]`.
-        limit: Most decades that it adds to a decision, or takes away.
+            `progress` and `FEATURES` must be in its observation.
+        weights: In decades: `[QUANTITIES]`, or `[batch, QUANTITIES]` where each trainee
+            has its own.
+        scales: What features are like on average.
 
     Raises:
         ValueError: If the controller is of another kind, or there are more or fewer
@@ -87,12 +104,11 @@ class Refined:
     Attributes:
         observation_spec: What it must be shown.
         action_form: What its actions mean, and when it decides.
-        width: How far an action of 1 moves the level.
         variables: What it computes with.
     """
 
     def __init__(
-        self, controller: Exportable, weights: np.ndarray, limit: float
+        self, controller: Exportable, weights: np.ndarray, scales: Scales
     ) -> None:
         spec, form = controller.observation_spec, controller.action_form
         if not isinstance(form, ScaleFactor):
@@ -100,22 +116,20 @@ class Refined:
                 "Only moves by a factor can be corrected: pass a controller whose "
                 f"action form is a ScaleFactor. Received: {form}"
             )
-        chosen = refinable(spec.names)
-        expected = quantities_of(chosen)
-        if np.shape(weights) != (expected,):
+        check_refinable(spec)
+        if np.shape(weights)[-1:] != (QUANTITIES,):
             raise ValueError(
-                f"A correction by {len(chosen)} features has {expected} weights. "
-                f"Received: {np.shape(weights)}"
+                f"A correction has {QUANTITIES} weights. Received: {np.shape(weights)}"
             )
         self.observation_spec = spec
         self.action_form: ActionForm = form
-        self.width = form.width
-        self._columns = [spec.names.index(name) for name in chosen]
-        self._progress = chosen.index("progress")
+        self._width = form.width
+        self._columns = [spec.names.index(name) for name in FEATURES]
+        self._progress = spec.names.index("progress")
+        self._scales = Scales(*map(tuple, scales))
         self._weights = tf.Variable(
             np.asarray(weights, "float32"), trainable=False, name="correction"
         )
-        self._limit = limit
         self._controller = controller
         self.variables: Sequence[Any] = [*controller.variables, self._weights]
 
@@ -127,16 +141,35 @@ class Refined:
         """Returns the controller's state before the first decision."""
         return self._controller.initial_state(batch_size)
 
+    def quantities(self, observation: tf.Tensor) -> tf.Tensor:
+        """Returns what the weights are for.
+
+        Args:
+            observation: float32 `[..., features]`.
+
+        Returns:
+            float32 `[..., QUANTITIES]`: the features at one knot after another, then
+            the constant's knots.
+        """
+        progress = self._share(observation)
+        features = tf.gather(observation, self._columns, axis=-1)
+        mean, deviation = map(tf.constant, self._scales)
+        told = tf.tanh((features - mean) / deviation)
+        each = between(progress, KNOTS)[..., tf.newaxis] * told[..., tf.newaxis, :]
+        shape = tf.concat([tf.shape(progress), [FEATURE_WEIGHTS]], 0)
+        constant = between(progress, CONSTANT_KNOTS)
+        return tf.concat([tf.reshape(each, shape), constant], -1)
+
     @tf.autograph.experimental.do_not_convert
     def act(self, observation: tf.Tensor, state: list[tf.Tensor]) -> PolicyOutput:
         """Answers observations of shape `[batch, features]`; works inside a graph."""
         output = self._controller.act(observation, state)
-        features = tf.gather(observation, self._columns, axis=-1)
-        found: Any = quantities(features, self._progress, _TensorFlow)
-        decades = tf.linalg.matvec(found, self._weights)
-        decades = tf.clip_by_value(decades, -self._limit, self._limit)
-        progress = 0.5 * (features[..., self._progress] + 1.0)
+        decades = tf.reduce_sum(self.quantities(observation) * self._weights, -1)
+        decades = LIMIT * tf.tanh(decades / LIMIT)
         # In the units of the action form, which are narrower as a run goes on.
-        more = decades / self.width.at(progress)
+        more = decades / self._width.at(self._share(observation))
         action = tf.clip_by_value(output.action, -1.0, 1.0) + more
         return output._replace(action=action)
+
+    def _share(self, observation: tf.Tensor) -> tf.Tensor:
+        return 0.5 * (observation[..., self._progress] + 1.0)

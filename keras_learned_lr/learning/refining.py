@@ -1,4 +1,4 @@
-"""Refines a controller: tries other levels, and moves it to where runs end lower."""
+"""Refines a controller: tries other levels, and moves to where runs end lower."""
 
 import dataclasses
 import hashlib
@@ -11,14 +11,22 @@ import numpy as np
 
 from keras_learned_lr.control.config import Configurable
 from keras_learned_lr.control.controller import Exportable
-from keras_learned_lr.control.refined import Refined, quantities_of, refinable
+from keras_learned_lr.control.refined import (
+    FEATURES,
+    QUANTITIES,
+    Refined,
+    Scales,
+    check_refinable,
+)
 from keras_learned_lr.files import replace_text
 from keras_learned_lr.learning.meta_config import check_positive, read_toml
-from keras_learned_lr.learning.slopes import fit_slopes, weigh
+from keras_learned_lr.learning.slopes import Moments, fit_slopes, moments, size_of
 from keras_learned_lr.learning.tasks.split import choose_templates
 from keras_learned_lr.learning.trials import TrialRunner, Trials, TrialSettings
 
 BEGUN, WEIGHTS, TRIALS = "config.json", "refinement.json", "trials"
+# What features are like is seen on every so many templates, in a pass of its own.
+SCALES, EVERY, SCALES_PASS = "scales.json", 9, 999
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,36 +36,40 @@ class RefineConfig(Configurable):
     Attributes:
         trials: What is tried in a batch.
         passes: How often the controller is tried on every training template.
-        step: Root mean square of the correction in decades, before `limit`, over the
-            means of what the runs of a task saw at the decisions it was learned from.
+        step: Root mean square of the first pass's change of the correction in decades,
+            before its limit, over what the runs saw.
+        shrink: That of a pass over that of the one before.
+        memory: How much trials count a pass later, in the ones before 1.
         ridge: See `fit_slopes`.
-        limit: Most decades that it adds to a decision, or takes away.
         training: Names of the training templates; all of them where empty.
+        seldom: Those of them that take long: tried in every second pass, and shorter.
         seed: Of the tasks and of the moves.
     """
 
     kind: ClassVar[str] = "refinement"
     trials: TrialSettings = TrialSettings()
-    passes: int = 2
-    step: float = 0.05
+    passes: int = 3
+    step: float = 0.03
+    shrink: float = 0.9
+    memory: float = 0.75
     ridge: float = 0.3
-    limit: float = 0.15
     training: tuple[str, ...] = ()
+    seldom: tuple[str, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "training", tuple(self.training))
+        for name in ("training", "seldom"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.passes < 1 or self.seed < 0:
             raise ValueError(
                 "`passes` must be at least 1 and `seed` at least 0. Received: "
                 f"passes={self.passes}, seed={self.seed}"
             )
-        check_positive(self, "step", "ridge", "limit")
-        if not self.step < self.limit:
-            raise ValueError(
-                f"`step` must be below `limit`. Received: {self.step} and {self.limit}"
-            )
-        choose_templates("training", self.training)  # raises if a name is unknown
+        check_positive(self, "step", "shrink", "ridge")
+        if not 0.0 <= self.memory <= 1.0:
+            raise ValueError(f"`memory` must be a share. Received: {self.memory}")
+        for name in ("training", "seldom"):  # raises if one is unknown
+            choose_templates("training", getattr(self, name))
 
 
 def read_refine_config(path: str | Path) -> RefineConfig:
@@ -78,10 +90,11 @@ def read_refine_config(path: str | Path) -> RefineConfig:
 class Refining:
     """A refinement in a folder, which goes on with what is there.
 
-    Every pass runs trials on each training template; all of them together teach the
-    weights of the correction (see `Refined`). A batch of trials is a file of its own,
-    made from the seed, the pass and its place alone: after a kill what is missing is
-    run, and more passes may follow.
+    Every pass runs trials on the training templates, around the correction so far, and
+    changes it by what they teach; what passes before have taught counts too, but less.
+    A batch of trials is a file of its own, made from the seed, the pass, its template
+    and the correction alone: after a kill what is missing is run, and more passes may
+    follow.
 
     Args:
         controller: What is refined; frozen.
@@ -95,8 +108,8 @@ class Refining:
 
     Attributes:
         config: The settings.
-        refined: The controller with the correction, once it is learned.
         batches: Batches of trials in all passes.
+        due: The batches of each pass, by the index of their template.
     """
 
     def __init__(
@@ -104,75 +117,118 @@ class Refining:
     ) -> None:
         self.config = config = config or RefineConfig()
         self._folder = Path(folder)
-        self._names = refinable(controller.observation_spec.names)
-        self._progress = self._names.index("progress")
+        self._controller = controller
+        check_refinable(controller.observation_spec)
         self._templates = choose_templates("training", config.training)
-        self.batches = config.passes * len(self._templates)
-        nothing = np.zeros(quantities_of(self._names))
-        self.refined = Refined(controller, nothing, config.limit)
-        self._still = Refined(controller, nothing, config.limit)
-        self._runner = TrialRunner(self._still, config.trials)
+        seldom = [f"training/{name}" for name in config.seldom]
+        self._seldom = [template.name in seldom for template in self._templates]
+        self.due = [
+            [
+                index
+                for index in range(len(self._templates))
+                if not self._seldom[index] or (number + index) % 2 == 0
+            ]
+            for number in range(config.passes)
+        ]
+        self.batches = sum(map(len, self.due))
+        self._runner = TrialRunner(controller, config.trials)
         self._learned: dict[str, Any] = {}
         self._begin(controller)
 
-    def facts(self) -> dict[str, Any]:
-        """Returns what a model card tells of it, once it is learned."""
-        told = ("passes", "trainee_steps", "minutes")
-        settings = {n: getattr(self.config, n) for n in ("step", "limit", "seed")}
-        return {name: self._learned[name] for name in told} | settings
+    @property
+    def refined(self) -> Refined:
+        """The controller with the correction, once it is learned."""
+        scales = Scales(*self._learned["scales"])
+        return Refined(self._controller, np.array(self._learned["weights"]), scales)
 
     @property
     def templates(self) -> list[str]:
         """Names of the training templates that it is tried on."""
         return [template.name for template in self._templates]
 
-    def run(self, on_batch: Callable[[int], None] | None = None) -> None:
+    def facts(self) -> dict[str, Any]:
+        """Returns what a model card tells of it, once it is learned."""
+        told = ("passes", "trainee_steps", "minutes")
+        settings = {n: getattr(self.config, n) for n in ("step", "shrink", "seed")}
+        return {name: self._learned[name] for name in told} | settings
+
+    def run(self, on_batch: Callable[[int], None] | None = None) -> bool:
         """Runs the trials that are missing, and learns from all of them.
 
         Args:
             on_batch: Called with the number of batches done after each.
+
+        Returns:
+            Whether anything was left to learn.
         """
         if self._learned:
-            return
-        trials = []
-        for index in range(self.batches):
-            trials.append(self.collect(index))
-            if on_batch is not None:
-                on_batch(index + 1)
-        self._learn(trials)
-
-    def collect(self, index: int) -> Trials:
-        """Runs a batch of trials, or reads it where it is there.
-
-        Args:
-            index: Which, below `batches`; one pass comes after another.
-        """
-        number, template = divmod(index, len(self._templates))
-        path = self._folder / TRIALS / f"{number}-{template:03d}.npz"
-        if path.is_file():
-            return Trials.load(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rng = np.random.default_rng([self.config.seed, number, template])
-        trials = self._runner.run(self._templates[template], rng)
-        trials.save(path)
-        return trials
-
-    def _learn(self, trials: list[Trials]) -> None:
-        slopes = fit_slopes(trials, self._progress, self.config.ridge)
-        corrections = weigh(slopes, trials, self._progress)
-        size = np.sqrt(np.mean(corrections**2))
-        # Where nothing that was tried made a difference, nothing is learned.
-        weights = slopes * (self.config.step / size if size > 0 else 0.0)
+            return False
+        scales = self._scales()
+        self._runner.begin(scales)
+        weights = np.zeros(QUANTITIES)
+        known: Moments | None = None
+        steps, seconds, done = 0, 0.0, 0
+        for number, due in enumerate(self.due):
+            trials = []
+            for index in due:
+                trials.append(self.collect(number, index, weights))
+                done += 1
+                if on_batch is not None:
+                    on_batch(done)
+            now = moments(trials)
+            known = now if known is None else now.plus(known, self.config.memory)
+            weights = weights + self._change(number, known, trials)
+            steps += int(sum(t.steps for t in trials))
+            seconds += float(sum(t.seconds for t in trials))
         self._learned = {
             "passes": self.config.passes,
-            "trainee_steps": int(sum(t.steps for t in trials)),
+            "trainee_steps": steps,
             # Of all batches one after another.
-            "minutes": round(float(sum(t.seconds for t in trials)) / 60, 1),
+            "minutes": round(seconds / 60, 1),
+            "scales": [[round(x, 7) for x in each] for each in scales],
             "weights": [round(weight, 7) for weight in weights.tolist()],
         }
         told = json.dumps(self._learned, indent=1) + "\n"
         replace_text(self._folder / WEIGHTS, told)
-        self.refined.assign(self._learned["weights"])
+        return True
+
+    def collect(self, number: int, index: int, weights: np.ndarray) -> Trials:
+        """Runs a batch of trials, or reads it where it is there.
+
+        Args:
+            number: Of the pass.
+            index: Of the template.
+            weights: The correction so far.
+        """
+        path = self._folder / TRIALS / f"{number}-{index:03d}.npz"
+        if path.is_file():
+            return Trials.load(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        trials = self._runner.run(
+            self._templates[index],
+            weights,
+            [self.config.seed, number, index],
+            self._seldom[index],
+        )
+        trials.save(path)
+        return trials
+
+    def _change(self, number: int, known: Moments, trials: list[Trials]) -> np.ndarray:
+        slopes = fit_slopes(known, self.config.ridge)
+        size = size_of(slopes, trials)
+        step = self.config.step * self.config.shrink**number
+        # Where nothing that was tried made a difference, nothing is learned.
+        return slopes * (step / size if size > 0 else 0.0)
+
+    def _scales(self) -> Scales:
+        path = self._folder / SCALES
+        if path.is_file():
+            return Scales(*json.loads(path.read_text("utf-8")))
+        chosen = range(0, len(self._templates), EVERY)
+        seeds = [[self.config.seed, SCALES_PASS, index] for index in chosen]
+        scales = self._runner.scales([self._templates[i] for i in chosen], seeds)
+        replace_text(path, json.dumps(scales) + "\n")
+        return scales
 
     def _begin(self, controller: Exportable) -> None:
         """Holds the folder to what it was begun with, lest trials of two are mixed."""
@@ -181,7 +237,7 @@ class Refining:
         del config["passes"]
         told: dict[str, Any] = {
             "config": config,
-            "features": self._names,
+            "features": FEATURES,
             "templates": self.templates,
             "action_form": controller.action_form.to_config(),
             "controller": hashlib.sha256(b"".join(weights)).hexdigest()[:16],
@@ -205,4 +261,3 @@ class Refining:
             learned = json.loads(found.read_text("utf-8"))
             if learned["passes"] == self.config.passes:
                 self._learned = learned
-                self.refined.assign(learned["weights"])

@@ -1,10 +1,11 @@
 """Which way a controller's levels should be moved, from trials of it."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from keras_learned_lr.control.refined import quantities
+from keras_learned_lr.control.refined import FEATURE_WEIGHTS, QUANTITIES
 from keras_learned_lr.learning.trials import Trials
 
 # Most that a run may be better or worse than the median of its task's, in logarithms: a
@@ -12,79 +13,102 @@ from keras_learned_lr.learning.trials import Trials
 WORST = 0.3
 # Least standard deviation of the results of a batch, which are divided by it: every
 # template counts the same, but not the noise of one on which nothing matters.
-LEAST_DEVIATION = 0.003
+LEAST_DEVIATION = 0.004
 # Least size of a move times a quantity, in that of the median quantity.
 LEAST_SCALE = 0.05
 # As good as nothing, where the ridge must not touch a coefficient.
 _FREE = 1e-3
 
 
-def fit_slopes(trials: Sequence[Trials], progress: int, ridge: float) -> np.ndarray:
-    """Returns how much better runs end for each quantity that moves are weighted with.
+class Moments(NamedTuple):
+    """What a regression needs to know of trials; those of several add up.
 
-    Ridge regression of a run's result on how it was moved times what its task's runs
-    saw in that phase (`quantities`), with a parabola for each phase beside it. Only
-    trainees of the same task are compared. It is a natural policy gradient, the mean
-    of a group its baseline, in closed form: coefficients of a regression on compatible
-    features (Kakade 2002, "A natural policy gradient", section 3).
+    Attributes:
+        products: Sums of products of the columns, `[columns, columns]`.
+        targets: Sums of the columns times the results, `[columns]`.
+        runs: How many runs.
+    """
 
-    Args:
-        trials: All under the same controller.
-        progress: Which feature is the progress.
-        ridge: Penalty, in units of the quantities' own variance.
+    products: np.ndarray
+    targets: np.ndarray
+    runs: float
 
-    Returns:
-        float `[quantities]`: how many standard deviations the logarithm of the final
-        loss falls for each decade and unit of the quantity; see `weigh`.
+    def plus(self, other: "Moments", share: float = 1.0) -> "Moments":
+        """Returns these and a share of others together."""
+        return Moments(
+            self.products + share * other.products,
+            self.targets + share * other.targets,
+            self.runs + share * other.runs,
+        )
+
+
+def moments(trials: Sequence[Trials]) -> Moments:
+    """Returns the moments of a run's result and of how it was moved.
+
+    The columns are a run's moves times what its task's runs saw (`Refined.quantities`),
+    summed over its decisions, and a parabola for each knot. Only trainees of the same
+    task are compared.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If there are no trials.
     """
     if not trials:
         raise ValueError("There are no trials to fit. Received: none")
-    rows = [_design(found, progress) for found in trials]
-    free = trials[0].moved.shape[-1]
-    total = sum(len(result) for _, result in rows)
-    products = sum(x.T @ x for x, _ in rows) / total
-    targets = sum(x.T @ y for x, y in rows) / total
-    scale = np.sqrt(np.diag(products))
-    # What is the same in all runs but a few would get whatever weight those ask for.
-    scale = np.maximum(scale, LEAST_SCALE * np.median(scale[free:]) + 1e-12)
-    penalty = np.full(len(scale), ridge)
-    penalty[:free] = _FREE
-    system = products / np.outer(scale, scale) + np.diag(penalty)
-    return -(np.linalg.solve(system, targets / scale) / scale)[free:]
+    rows = [_design(found) for found in trials]
+    return Moments(
+        sum(x.T @ x for x, _ in rows),
+        sum(x.T @ y for x, y in rows),
+        sum(len(y) for _, y in rows),
+    )
 
 
-def weigh(slopes: np.ndarray, trials: Sequence[Trials], progress: int) -> np.ndarray:
-    """Returns the correction at each decision that trials have seen.
+def fit_slopes(known: Moments, ridge: float) -> np.ndarray:
+    """Returns how much better runs end for each weight.
+
+    Ridge regression of a run's result on how it was moved. It is a natural policy
+    gradient, the mean of a group its baseline, in closed form: coefficients of a
+    regression on compatible features (Kakade 2002, "A natural policy gradient",
+    section 3).
 
     Args:
-        slopes: What `fit_slopes` returned, or a multiple of it.
-        trials: The trials.
-        progress: Which feature is the progress.
+        known: All under the same controller, or nearly so.
+        ridge: Penalty, in units of the quantities' own variance.
 
     Returns:
-        float `[decisions of all of them]`.
+        float `[QUANTITIES]`: how many standard deviations the logarithm of the final
+        loss falls for each decade.
     """
-    found = [quantities(t.seen, progress) @ slopes for t in trials]
-    return np.concatenate([corrections.ravel() for corrections in found])
+    products, targets = known.products / known.runs, known.targets / known.runs
+    scale = np.sqrt(np.diag(products))
+    # What is the same in all runs but a few would get whatever weight those ask for.
+    scale = np.maximum(scale, LEAST_SCALE * np.median(scale[:QUANTITIES]) + 1e-12)
+    penalty = np.full(len(scale), _FREE)
+    penalty[:QUANTITIES] = ridge
+    system = products / np.outer(scale, scale) + np.diag(penalty)
+    return -(np.linalg.solve(system, targets / scale) / scale)[:QUANTITIES]
 
 
-def _design(trials: Trials, progress: int) -> tuple[np.ndarray, np.ndarray]:
-    tasks, group, phases = trials.moved.shape
-    seen = quantities(trials.seen.astype("float64"), progress)
-    inside = trials.phase[:, np.newaxis] == np.arange(phases)
-    # What was seen in a phase, summed over its decisions: [tasks, phases, quantities].
-    summed = np.einsum("dtq,dp->tpq", seen, inside)
-    moved = trials.moved.astype("float64")
-    moved -= moved.mean(1, keepdims=True)
-    decisions = inside.sum(0)
-    parabola = moved**2 * decisions
-    parabola -= parabola.mean(1, keepdims=True)
-    weighted = np.einsum("tgp,tpq->tgq", moved, summed)
-    design = np.concatenate([parabola, weighted], -1)
-    return design.reshape(tasks * group, -1), _result(trials.loss).reshape(-1)
+def size_of(weights: np.ndarray, trials: Sequence[Trials]) -> float:
+    """Returns the root mean square of a correction, before its limit, in decades.
+
+    Args:
+        weights: Of the correction, `[QUANTITIES]`.
+        trials: The mean of what the runs of a task saw; each batch counts the same.
+    """
+    squares = [np.mean((t.seen.astype("float64") @ weights) ** 2) for t in trials]
+    return float(np.sqrt(np.mean(squares)))
+
+
+def _design(trials: Trials) -> tuple[np.ndarray, np.ndarray]:
+    seen, moved = trials.seen.astype("float64"), trials.moved.astype("float64")
+    constant = seen[..., FEATURE_WEIGHTS:]
+    by_decision = np.einsum("tgk,dtk->dtg", moved, constant)
+    weighted = np.einsum("dtg,dtq->tgq", by_decision, seen)
+    parabola = moved**2 * constant.sum(0)[:, np.newaxis]
+    design = np.concatenate([weighted, parabola], -1)
+    design -= design.mean(1, keepdims=True)
+    columns = design.shape[-1]
+    return design.reshape(-1, columns), _result(trials.loss).reshape(-1)
 
 
 def _result(loss: np.ndarray) -> np.ndarray:

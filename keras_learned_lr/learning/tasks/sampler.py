@@ -93,6 +93,17 @@ class TaskSampler:
         """
         return TaskSampler(spec, form, self._shown, self._fewest_rows, self._most_wrong)
 
+    def drawing(self, fewest_rows: int, most_wrong: float) -> "TaskSampler":
+        """Returns a sampler of other data, which uses the same engines.
+
+        Args:
+            fewest_rows: As for this class.
+            most_wrong: Likewise.
+        """
+        other = TaskSampler(self.spec, self.form, self._shown, fewest_rows, most_wrong)
+        other._engines = self._engines
+        return other
+
     def _engine(self, template: TaskTemplate) -> tuple[Trainees, Any]:
         if template.name not in self._engines:
             shared = Template(
