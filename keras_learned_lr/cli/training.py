@@ -165,9 +165,11 @@ def refine(
     threads: Threads = 0,
 ) -> None:
     """Move a controller's levels to where whole runs end lower; goes on if begun."""
-    import tensorflow as tf
+    if threads:
+        import tensorflow as tf
 
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
+        # Before anything computes.
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
     silence_retracing()
     from keras_learned_lr.control.export import can_warm_up, export_version
     from keras_learned_lr.control.model_card import refined_facts
