@@ -80,7 +80,7 @@ class Trainees:
         self._update = tf.function(self._updated, autograph=False, jit_compile=True)
         compiled = self._gradients.way == "compiled"
         self._in_shards = InShards(self._shard, compiled)
-        # A look took as long as four training steps where XLA did not compile it.
+        # A look took as long as five training steps where XLA did not compile it.
         self._validate_in_shards = InShards(self._validate_shard, compiled)
         self.begin = tf.function(self._begin, autograph=False)
         self.advance = tf.function(self._advance, autograph=False)
