@@ -352,11 +352,18 @@ def test_passes_change_a_correction_by_as_much_as_the_config_says(tmp_path):
         weights.append(
             np.array(json.loads((tmp_path / WEIGHTS).read_text())["weights"])
         )
-    before = NOTHING
+    before, known = NOTHING, None
     for number, after in enumerate(weights):
         trials = [run.collect(number, index, before) for index in run.due[number]]
         size = size_of(after - before, trials)
         assert size == pytest.approx(0.1 * 0.5**number, rel=1e-3)
+        # Trials of the pass before count for three quarters.
+        now = moments(trials)
+        known = now if known is None else now.plus(known, 0.75)
+        slopes = fit_slopes(known, run.config.ridge)
+        np.testing.assert_allclose(
+            (after - before) / size, slopes / size_of(slopes, trials), atol=1e-4
+        )
         before = after
 
 
