@@ -452,9 +452,7 @@ class LearnedLearningRate(keras.callbacks.Callback):
             )
         for kind, message in record.remarks():
             self._tell(kind, message)
-        self._tell_if_contested(
-            record.contested or self._loop.learning_rate_was_replaced
-        )
+        self._tell_if_contested(record.contested)
         if self._verbose:
             print(
                 f"step {record.step}: learning rate {record.learning_rate:.3g}, "

@@ -175,17 +175,8 @@ class ControlLoop:
     def contested(self) -> bool:
         """Whether something else has set the learning rate in this run too."""
         now = self._optimizer.differs(self._learning_rate)
-        return self.learning_rate_was_replaced or bool(
-            tf.greater(self._contested, 0.0) | now
-        )
-
-    @property
-    def learning_rate_was_replaced(self) -> bool:
-        """Whether the optimizer has a schedule since the run began.
-
-        The training step that was traced goes on with the rates that are set here.
-        """
-        return self._optimizer.was_replaced
+        found = bool(tf.greater(self._contested, 0.0) | now)
+        return found or self._optimizer.was_replaced
 
     def save(self, path: Path) -> None:
         """Writes all that `resume` goes on from, as a TensorFlow checkpoint."""
@@ -314,6 +305,9 @@ class ControlLoop:
 
     def _close_window(self, record: Record) -> Record:
         self._plan.note(record.step)
+        # The traced step goes on with the variable and cannot tell.
+        if self._optimizer.was_replaced:
+            record = record._replace(contested=True)
         if self._rollback is None:
             return record
         # Where a validation loss is not even finite before step 1, it tells nothing.

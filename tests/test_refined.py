@@ -173,7 +173,7 @@ def test_slopes_are_found_among_tasks_that_end_wherever_they_end():
 def test_moments_of_several_passes_add_up():
     batches = trials_of(known_slopes(), 0.02, 0, 6)
     together = moments(batches[:4] + batches[4:])
-    apart = moments(batches[:4]).plus(moments(batches[4:]))
+    apart = moments(batches[:4]).plus(moments(batches[4:]), 1.0)
     np.testing.assert_allclose(fit_slopes(apart, 0.1), fit_slopes(together, 0.1))
     half = moments(batches[:4]).plus(moments(batches[4:]), 0.5)
     assert half.runs == 5 * 64

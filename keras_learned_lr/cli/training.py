@@ -100,10 +100,7 @@ def train(
     threads: Threads = 0,
 ) -> None:
     """Meta-train a controller on many small tasks at once."""
-    import tensorflow as tf
-
-    # Before anything computes: the same weights again need the same threads.
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    _compute_on(threads)
     silence_retracing()
     from keras_learned_lr.learning import MetaTraining, read_config
 
@@ -165,11 +162,7 @@ def refine(
     threads: Threads = 0,
 ) -> None:
     """Move a controller's levels to where whole runs end lower; goes on if begun."""
-    if threads:
-        import tensorflow as tf
-
-        # Before anything computes.
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
+    _compute_on(threads)
     silence_retracing()
     from keras_learned_lr.control.export import can_warm_up, export_version
     from keras_learned_lr.control.model_card import refined_facts
@@ -211,6 +204,17 @@ def refine(
         observations = rehearse(refined).observations if can_warm_up() else None
         written = export_version(refined, base, observations, told)
     console.print(f"Exported to {written}")
+
+
+def _compute_on(threads: int) -> None:
+    """Limits the cores, before anything computes: TensorFlow refuses it later.
+
+    The same weights again need the same threads.
+    """
+    if threads:
+        import tensorflow as tf
+
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
 
 
 def _validation_line(record: dict[str, Any]) -> str:

@@ -126,7 +126,7 @@ class Refined:
         self._width = form.width
         self._columns = [spec.names.index(name) for name in FEATURES]
         self._progress = spec.names.index("progress")
-        self._scales = Scales(*map(tuple, scales))
+        self._scales = scales
         self._weights = tf.Variable(
             np.asarray(weights, "float32"), trainable=False, name="correction"
         )

@@ -137,7 +137,6 @@ def run_controller(
     batch: TaskBatch,
     act: Act,
     state: list[tf.Tensor],
-    add: Callable[[int], tf.Tensor] | None = None,
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Trains under a controller.
 
@@ -146,7 +145,6 @@ def run_controller(
         act: Observations `[batch, features]` and recurrent state in, actions `[batch]`
             and state out.
         state: The recurrent state before the first decision.
-        add: Returns what is added to the actions at a step, `[batch]`; nothing if None.
 
     Returns:
         The final losses `[batch]`, and the observations of each decision.
@@ -158,8 +156,6 @@ def run_controller(
     while step < horizon:
         seen.append(look.observation.numpy())
         action, state = act(look.observation, state)
-        if add is not None:
-            action += add(step)
         due = min(trainees.form.schedule.next_step(step, horizon), horizon)
         now, look = trainees.advance(
             members, now, action, tf.constant(due - step, tf.int64)

@@ -214,6 +214,14 @@ def check_not_negative(settings: Any, *names: str) -> None:
             )
 
 
+def check_share(settings: Any, name: str) -> None:
+    """Raises ValueError if an attribute is not between 0 and 1, inclusive."""
+    if not 0.0 <= getattr(settings, name) <= 1.0:
+        raise ValueError(
+            f"`{name}` must be a share. Received: {getattr(settings, name)}"
+        )
+
+
 def check_draws(settings: Any) -> None:
     """Raises ValueError where tasks cannot be drawn with these horizons or labels."""
     if not settings.shortest_horizon <= settings.longest_horizon:

@@ -19,7 +19,7 @@ from keras_learned_lr.control.refined import (
     check_refinable,
 )
 from keras_learned_lr.files import replace_text
-from keras_learned_lr.learning.meta_config import check_positive, read_toml
+from keras_learned_lr.learning.meta_config import check_positive, check_share, read_toml
 from keras_learned_lr.learning.slopes import Moments, fit_slopes, moments, size_of
 from keras_learned_lr.learning.tasks.split import choose_templates
 from keras_learned_lr.learning.trials import TrialRunner, Trials, TrialSettings
@@ -66,8 +66,7 @@ class RefineConfig(Configurable):
                 f"passes={self.passes}, seed={self.seed}"
             )
         check_positive(self, "step", "shrink", "ridge")
-        if not 0.0 <= self.memory <= 1.0:
-            raise ValueError(f"`memory` must be a share. Received: {self.memory}")
+        check_share(self, "memory")
         for name in ("training", "seldom"):  # raises if one is unknown
             choose_templates("training", getattr(self, name))
 

@@ -22,7 +22,8 @@ class InShards:
         function: `(shared, own) -> results`. Of `own` and of the results, every tensor
             that is not a scalar has the trainees along its first axis, and none of
             them depends on another's.
-        compiled: Whether XLA compiles it. Values that its graph needs while it is built
+        compiled: Whether XLA compiles it; else a single shard is no call of its own.
+            Values that its graph needs while it is built
             (begins of slices, shapes) must then be Python's, or it is compiled again
             for each.
     """
@@ -30,6 +31,7 @@ class InShards:
     def __init__(
         self, function: Callable[[Any, Any], Any], compiled: bool = True
     ) -> None:
+        self._plain = None if compiled else function
         self._function = tf.function(function, autograph=False, jit_compile=compiled)
 
     @property
@@ -48,6 +50,8 @@ class InShards:
         Returns:
             What the function returns for all trainees.
         """
+        if shards == 1 and self._plain is not None:
+            return self._plain(shared, own)
         split = [_split(leaf, shards) for leaf in tf.nest.flatten(own)]
         results = [
             self._function(shared, tf.nest.pack_sequence_as(own, leaves))

@@ -33,7 +33,7 @@ class Moments(NamedTuple):
     targets: np.ndarray
     runs: float
 
-    def plus(self, other: "Moments", share: float = 1.0) -> "Moments":
+    def plus(self, other: "Moments", share: float) -> "Moments":
         """Returns these and a share of others together."""
         return Moments(
             self.products + share * other.products,

@@ -112,8 +112,6 @@ class Trainees:
             state.parameters, state.non_trainable, state.optimizer.iterations
         )
         shards = self._number_of_shards(members, state)
-        if shards == 1 and self._gradients.way != "compiled":
-            return self._validate_shard(data, (rows, weights))
         return self._validate_in_shards(data, (rows, weights), shards)
 
     def _validate_shard(
@@ -363,8 +361,6 @@ class Trainees:
     ) -> tuple[TraineesState, tf.Tensor]:
         """Trains for a window; returns its losses as `note_losses` keeps them."""
         shards = self._number_of_shards(members, state)
-        if shards == 1 and self._gradients.way != "compiled":
-            return self._take_steps(members, state, steps)
         data = (members.inputs, members.targets)
         # The last window's update is not needed here, and as large as the weights; nor
         # are what is kept and the outputs.

@@ -26,6 +26,7 @@ from keras_learned_lr.learning.meta_config import (
     check_draws,
     check_not_negative,
     check_positive,
+    check_share,
 )
 from keras_learned_lr.learning.tasks.sampler import (
     TaskBatch,
@@ -35,6 +36,8 @@ from keras_learned_lr.learning.tasks.sampler import (
 from keras_learned_lr.learning.tasks.split import TaskTemplate
 from keras_learned_lr.learning.tasks.task_family import PLENTY
 
+# Wrong labels, at most, where there are plenty of rows.
+CLEAN = 0.03
 # Of a feature's deviation, lest one that hardly moves is divided by nothing.
 LEAST_DEVIATION = 1e-3
 
@@ -85,8 +88,7 @@ class TrialSettings(Configurable):
                 "`shown`, `fewest_rows` and `shortest_horizon` must be at least 1. "
                 f"Received: {self.shown}, {self.fewest_rows}, {self.shortest_horizon}"
             )
-        if not 0.0 <= self.plentiful <= 1.0:
-            raise ValueError(f"`plentiful` must be a share. Received: {self.plentiful}")
+        check_share(self, "plentiful")
         check_draws(self)
         if not self.shortest_horizon <= self.longest_seldom <= self.longest_horizon:
             raise ValueError(
@@ -95,10 +97,6 @@ class TrialSettings(Configurable):
             )
         check_positive(self, "spread")
         check_not_negative(self, "decades")
-
-
-# Wrong labels, at most, where there are plenty of rows.
-CLEAN = 0.03
 
 
 class Trials(NamedTuple):

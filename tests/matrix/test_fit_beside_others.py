@@ -217,6 +217,24 @@ OTHERS = {
 }
 
 
+def fit_and_be_told(beside, decide, epochs):
+    """Fits beside another that sets the rate, which is told once; returns the model."""
+    trainee = classifier()
+    callback = LearnedLearningRate(
+        GraphController(0.1, form=every(decide)), validation_data=(X, Y)
+    )
+    with pytest.warns(UserWarning, match=CONTESTED) as told:
+        trainee.fit(
+            *(X, Y),
+            batch_size=16,
+            epochs=epochs,
+            verbose=0,
+            callbacks=[callback, beside],
+        )
+    assert len([w for w in told if "Something else" in str(w.message)]) == 1
+    return trainee
+
+
 class TestAnotherSchedule:
     """It is told, once; where an envelope moves, the rates are the controller's."""
 
@@ -236,33 +254,10 @@ class TestAnotherSchedule:
 
     @pytest.mark.parametrize("name", OTHERS)
     def test_where_the_rate_is_constant_between_decisions(self, name):
-        trainee = classifier()
-        callback = LearnedLearningRate(
-            GraphController(0.1, form=every(6)), validation_data=(X, Y)
-        )
-        with pytest.warns(UserWarning, match=CONTESTED) as told:
-            trainee.fit(
-                *(X, Y),
-                batch_size=16,
-                epochs=4,
-                verbose=0,
-                callbacks=[callback, OTHERS[name]()],
-            )
-        assert len([w for w in told if "Something else" in str(w.message)]) == 1
+        fit_and_be_told(OTHERS[name](), decide=6, epochs=4)
 
     def test_where_there_is_one_decision_only(self):
-        trainee = classifier()
-        callback = LearnedLearningRate(
-            GraphController(0.1, form=every(99)), validation_data=(X, Y)
-        )
-        with pytest.warns(UserWarning, match=CONTESTED):
-            trainee.fit(
-                *(X, Y),
-                batch_size=16,
-                epochs=3,
-                verbose=0,
-                callbacks=[callback, plateau()],
-            )
+        fit_and_be_told(plateau(), decide=99, epochs=3)
 
     @pytest.mark.parametrize("epochs", [3, 9])
     def test_that_is_assigned_inside_the_run(self, epochs):
@@ -274,19 +269,7 @@ class TestAnotherSchedule:
                 if epoch == 2:
                     self.model.optimizer.learning_rate = schedule
 
-        trainee = classifier()
-        callback = LearnedLearningRate(
-            GraphController(0.1, form=every(20)), validation_data=(X, Y)
-        )
-        with pytest.warns(UserWarning, match=CONTESTED) as told:
-            trainee.fit(
-                *(X, Y),
-                batch_size=16,
-                epochs=epochs,
-                verbose=0,
-                callbacks=[callback, Assigns()],
-            )
-        assert len([w for w in told if "Something else" in str(w.message)]) == 1
+        trainee = fit_and_be_told(Assigns(), decide=20, epochs=epochs)
         assert trainee.optimizer._learning_rate is schedule
 
     def test_of_the_model_itself(self):
