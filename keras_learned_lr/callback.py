@@ -88,6 +88,10 @@ class LearnedLearningRate(keras.callbacks.Callback):
             lost a quarter of all that it had fallen; without validation data, after
             three windows in a row whose last loss was not finite. It keeps a copy of
             them for that.
+        average: Whether a run that is trained to its end may end with an average of its
+            last weights, where the controller asks for one: from its last step on the
+            model has these, unless the loss on the examples of `validation_data` that
+            are looked at is higher with them. It takes a copy of the weights.
         backup_dir: A local folder for what an interrupted run goes on from, best that
             of a `keras.callbacks.BackupAndRestore` in the same list, which keeps the
             weights. Saved at the end of every epoch, deleted at the end of the run.
@@ -113,6 +117,7 @@ class LearnedLearningRate(keras.callbacks.Callback):
         designated_layer: str | None = None,
         probe_size: int = PROBE_SIZE,
         rollback: bool = True,
+        average: bool = True,
         backup_dir: str | Path | None = None,
         seed: int | None = None,
         verbose: int = 0,
@@ -146,6 +151,8 @@ class LearnedLearningRate(keras.callbacks.Callback):
         self._designated_layer = designated_layer
         self._probe_size = probe_size
         self._rollback = rollback
+        self._average = average
+        self._averaged = False
         self._backup = None
         if backup_dir is not None:
             self._backup = make_backup(backup_dir, self._learner)
@@ -187,6 +194,11 @@ class LearnedLearningRate(keras.callbacks.Callback):
             table["reward"] = np.array(self._rewards + open_ended)
         return table
 
+    @property
+    def averaged(self) -> bool:
+        """Whether the last run has ended with an average of its weights."""
+        return self._averaged
+
     # The hooks of fit.
 
     def set_model(self, model: keras.Model) -> None:
@@ -225,6 +237,7 @@ class LearnedLearningRate(keras.callbacks.Callback):
         self._prepare_loop(form)
         self._records, self._rewards = [], []
         self._begun, self._broken, self._contested = False, False, False
+        self._averaged, self._averages = False, self._average
         self._updates = -1
         self._compiled_with: list[float] | None = None
         if self._backup is not None:
@@ -265,6 +278,7 @@ class LearnedLearningRate(keras.callbacks.Callback):
         if self._step >= self._due and self._step < self._horizon():
             self._decide()
         self._loop.go_on(self._step)
+        self._average_weights()
         if logs is not None:
             logs.update(self._logs)
         if done == self._steps:
@@ -385,6 +399,7 @@ class LearnedLearningRate(keras.callbacks.Callback):
             self._default_learning_rate,
             *self._bounds,
             rollback=self._rollback,
+            average=self._average,
         )
         self._loop_key = key
 
@@ -459,6 +474,19 @@ class LearnedLearningRate(keras.callbacks.Callback):
                 f"factor {record.factor:.3g}, loss {record.loss:.4g}"
             )
 
+    def _average_weights(self) -> None:
+        if self._broken or not self._averages:
+            return
+        try:
+            self._averaged = self._loop.average(self._step)
+        except Exception as error:
+            self._tell(
+                "average", f"The weights of this run cannot be averaged: {error}"
+            )
+            self._averages = False
+        # What may follow on the last step of a plan is not the run that was planned.
+        self._averages &= self._step < self._horizon()
+
     def _tell_if_contested(self, contested: bool) -> None:
         if contested and not self._contested:
             self._contested = True
@@ -498,6 +526,7 @@ class LearnedLearningRate(keras.callbacks.Callback):
             "kind of controller": "frozen" if self._learner is None else "learning",
             "probe_size": self._probe_size,
             "rollback": self._rollback,
+            "average": self._average,
         }
 
     def _save(self, epoch: int) -> None:

@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from keras_learned_lr.control.actions import ActionForm, ActionState
+from keras_learned_lr.control.average import WeightAverage
 from keras_learned_lr.control.controller import (
     Controller,
     LearningController,
@@ -57,6 +58,8 @@ class ControlLoop:
         maximum: Largest learning rate, or None.
         rollback: Whether to keep the last good weights and go back to them; see
             `Rollback`.
+        average: Whether a run may end with an average of its weights, where the form
+            asks for one and there is validation data to tell; see `WeightAverage`.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class ControlLoop:
         minimum: float | None = None,
         maximum: float | None = None,
         rollback: bool = False,
+        average: bool = False,
     ) -> None:
         self._model = model
         self._optimizer = OptimizerLearningRate(model.optimizer)
@@ -106,6 +110,10 @@ class ControlLoop:
         )
         self._validation_loss = validation_loss
         self._rollback = Rollback(model) if rollback else None
+        self._average = None
+        # An optimizer that averages ends the run with its own.
+        if average and form.average and validation_loss and not _averages_itself(model):
+            self._average = WeightAverage(model, form.average)
         self._device = _device_of(model)
         self._remote = isinstance(controller, RemoteController)
         self.decide_function = Traced(self._decide)
@@ -166,6 +174,8 @@ class ControlLoop:
         self.set_horizon(horizon)
         if self._rollback is not None:
             self._rollback.start()
+        if self._average is not None:
+            self._average.start()
         if self._validation_loss is not None:
             self._validation_loss.averages.start()
         self._probe.install()
@@ -240,6 +250,29 @@ class ControlLoop:
         # Long windows, and those after the last decision, outlast a plan.
         if self._plan.is_over(step):
             self.plan(step)
+
+    def average(self, step: int) -> bool:
+        """Averages weights towards the end; says whether the run has ended with that.
+
+        At the end the average takes the place of the weights, unless the validation
+        loss is higher with it.
+
+        Args:
+            step: Training steps taken; tell it after each execution.
+        """
+        if self._average is None:
+            return False
+        self._average.go_on(step, self._horizon_told)
+        if step < self._horizon_told:
+            return False
+        assert self._validation_loss is not None
+        loss = self._validation_loss()
+        self._average.exchange()
+        # One that is not finite is not lower.
+        lower = bool(self._validation_loss() <= loss)
+        if not lower:
+            self._average.exchange()
+        return lower
 
     def next_decision(self, step: int, horizon: int) -> int:
         """Returns the step at which the decision after the one at `step` is due."""
@@ -319,6 +352,8 @@ class ControlLoop:
             self._optimizer.assign(self._learning_rate)
             self._probe.note_weights()
             self._remember_kept()
+            if self._average is not None:
+                self._average.start()
         elif record.finite and self._rollback.make_copies(record.step > 0):
             self._keep_function()
         return record
@@ -357,6 +392,8 @@ class ControlLoop:
             checkpoint.averages = self._validation_loss.averages.checkpoint
         if self._rollback is not None:
             checkpoint.rollback = self._rollback.checkpoint
+        if self._average is not None:
+            checkpoint.average = self._average.checkpoint
         return checkpoint
 
     @property
@@ -470,6 +507,11 @@ def _device_of(model: keras.Model) -> str | None:
     if not weights or model.distribute_strategy.num_replicas_in_sync > 1:
         return None
     return weights[0].value.device
+
+
+def _averages_itself(model: keras.Model) -> bool:
+    inner = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    return bool(getattr(inner, "use_ema", False))
 
 
 def _seeds(model: keras.Model) -> list[Any]:

@@ -52,7 +52,7 @@ def make_learner(network):
         network=network,
         observation=FEATURES,
         # Windows go over the ends of epochs, which have 6 steps.
-        action_form=AnchoredScaleFactor(schedule=EverySteps(4)),
+        action_form=AnchoredScaleFactor(schedule=EverySteps(4), average=0.2),
         hidden=(8,),
         lstm_size=4,
         passes=2,
@@ -100,7 +100,8 @@ def train(controller, backup, result, ours_first=False, connection=None):
         weights = learner.parts.actor.variables
         decisions |= {f"learned {i}": v.numpy() for i, v in enumerate(weights)}
     decisions |= {f"trained {i}": v for i, v in enumerate(trainee.get_weights())}
-    np.savez(result, after=helpers.learning_rate(trainee), **decisions)
+    decisions |= {"averaged": rate.averaged, "after": helpers.learning_rate(trainee)}
+    np.savez(result, **decisions)
 
 
 def in_process(function, *arguments):

@@ -18,6 +18,8 @@ from keras_learned_lr.control.schedules import EverySteps, Geometric, Schedule
 ENVELOPE_FLOOR = 1e-3
 # Beyond these a float32 may turn 0 or infinite on the way to a learning rate.
 SMALLEST, LARGEST = 1e-30, 1e30
+# Share of a run that its weights are averaged over, at most.
+LONGEST_AVERAGE = 0.3
 # Shares of a run in which the trapezoids come down.
 COOLDOWN, LONG_COOLDOWN = 0.2, 0.3
 # A level under which a run collapsed is left for this share of it, or a lower one.
@@ -132,12 +134,16 @@ class ActionForm(Configurable):
         range_decades: The level stays within `default * 10**±range_decades`, unless
             the user gives bounds.
         envelope: Annealing on top of the level, a key of `ENVELOPES`.
+        average: Share of a run over which its weights are averaged towards the end:
+            what lies so far back weighs 1/e of what is latest. The run ends with the
+            average where that is no worse on the validation data; 0 averages nothing.
     """
 
     kind: ClassVar[str] = "action form"
     schedule: Schedule = Geometric()
     range_decades: float = 4.0
     envelope: str = "constant"
+    average: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.range_decades < math.inf:
@@ -149,11 +155,17 @@ class ActionForm(Configurable):
             raise ValueError(
                 f"Unknown envelope: {self.envelope!r}. Known: {sorted(ENVELOPES)}"
             )
+        if not 0 <= self.average <= LONGEST_AVERAGE:
+            raise ValueError(
+                f"`average` must be 0, or a share of the run of at most "
+                f"{LONGEST_AVERAGE}. Received: {self.average!r}"
+            )
 
     @property
     def needs_horizon(self) -> bool:
         """Whether the form plans for a run of known length."""
-        return self.envelope != "constant" or self.schedule.needs_horizon
+        annealed = self.envelope != "constant" or self.average > 0
+        return annealed or self.schedule.needs_horizon
 
     def initial_state(
         self,
@@ -341,21 +353,28 @@ class DirectLearningRate(ActionForm):
 
 
 def changed(
-    form: ActionForm, lift: float | None = None, envelope: str | None = None
+    form: ActionForm,
+    lift: float | None = None,
+    envelope: str | None = None,
+    average: float | None = None,
 ) -> ActionForm:
-    """Returns a form like another, but for its `ScaleFactor.lift` or its envelope.
+    """Returns a form like another, but for how runs are finished under it.
 
     Args:
         form: The other one.
-        lift: Decades that every decision adds; None leaves them as they are.
+        lift: Decades that every decision adds, `ScaleFactor.lift`; None leaves them as
+            they are.
         envelope: A key of `ENVELOPES`; None leaves it as it is.
+        average: See `ActionForm.average`; None leaves it as it is.
 
     Raises:
-        ValueError: If the form has no factor to lift, `lift` is out of bounds, or the
-            envelope is unknown.
+        ValueError: If the form has no factor to lift, `lift` or `average` is out of
+            bounds, or the envelope is unknown.
     """
     if envelope is not None:
         form = dataclasses.replace(form, envelope=envelope)
+    if average is not None:
+        form = dataclasses.replace(form, average=average)
     if lift is None:
         return form
     if not isinstance(form, ScaleFactor):

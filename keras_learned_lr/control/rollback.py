@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 from keras_learned_lr.control.actions import COME_DOWN, HOLD, progress_of
-from keras_learned_lr.observation.layers import is_built
+from keras_learned_lr.observation.layers import is_built, room_for
 from keras_learned_lr.observation.memory import Memory
 from keras_learned_lr.observation.statistics import Statistics
 
@@ -244,15 +244,6 @@ class Rollback:
             model.optimizer.build(model.trainable_variables)
         # Neither metrics nor the seeds of dropout: these may go on.
         self._variables = [*model.weights, *model.optimizer.variables]
-        for variable in self._variables:
-            with tf.device(_device_of(variable)):
-                value = tf.zeros(variable.shape, variable.dtype)
-                self._copies.append(tf.Variable(value, trainable=False))
+        self._copies = room_for(self._variables)
         self._checkpoint.copies = self._copies
         return True
-
-
-def _device_of(variable: keras.Variable) -> str | None:
-    # Of a variable that is spread over devices one copy is enough.
-    spread = isinstance(variable.value, tf.distribute.DistributedValues)
-    return None if spread else variable.value.device

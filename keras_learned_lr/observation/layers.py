@@ -24,6 +24,18 @@ def moving_statistics(model: keras.Model) -> list[keras.Variable]:
     ]
 
 
+def room_for(variables: list[keras.Variable]) -> list[tf.Variable]:
+    """Returns a variable of zeros like each of these, on its device."""
+    room = []
+    for variable in variables:
+        # Of one that is spread over devices a copy on the default one is enough.
+        spread = isinstance(variable.value, tf.distribute.DistributedValues)
+        with tf.device(None if spread else variable.value.device):
+            value = tf.zeros(variable.shape, variable.dtype)
+            room.append(tf.Variable(value, trainable=False))
+    return room
+
+
 def fixed_batch_size(model: keras.Model) -> int | None:
     """Returns how many examples the model is built to take at once; None for any."""
     sizes = [tensor.shape[0] for tensor in getattr(model, "inputs", None) or []]
