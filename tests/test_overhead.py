@@ -35,6 +35,9 @@ def test_synchronisations_are_seen(monkeypatch):
     assert decision_cost.count_in_fits(TINY, 10, False)["synchronisations"] == 3
 
 
+PARTS = ("statistics", "features", "policy", "keeping", "averaging", "python")
+
+
 class TestMemory:
     def test_is_two_copies_of_the_weights_and_a_few_outputs(self):
         held = decision_cost.count_memory(TINY)
@@ -44,6 +47,7 @@ class TestMemory:
         assert held["validation"] == 128 * (8 * 4 + 8)
         # The weights and Adam's two moments of each, its step and learning rate.
         assert held["rollback"] == 3 * held["trainable_weights"] + 8 + 4
+        assert held["average"] == held["trainable_weights"]
 
     def test_is_no_copy_where_no_feature_needs_one(self):
         controller = GraphController(0.0, ["training_vs_first"], every(2))
@@ -150,6 +154,6 @@ def test_the_command_tells_all(monkeypatch):
         assert report["counts"][name]["retraces"] == 0
         parts = report["decision_ms"][name]
         assert parts["total"] > 0 and parts["step"] > 0
-        assert {"statistics", "features", "policy", "keeping", "python"} < set(parts)
+        assert set(PARTS) < set(parts)
     assert set(report["import_seconds"]) == {"keras", "keras_learned_lr"}
     assert set(report["tap"]) == {"us", "processor_us"}

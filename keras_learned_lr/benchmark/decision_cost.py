@@ -16,6 +16,8 @@ from keras_learned_lr.callback import (
     VALIDATION_SIZE,
     LearnedLearningRate,
 )
+from keras_learned_lr.control.actions import LONGEST_AVERAGE
+from keras_learned_lr.control.average import WeightAverage
 from keras_learned_lr.control.controller import Controller
 from keras_learned_lr.control.rollback import Rollback
 from keras_learned_lr.control.saved_model import load_controller
@@ -25,6 +27,8 @@ from keras_learned_lr.observation.statistics import Statistics
 from keras_learned_lr.observation.validation import ValidationLoss, draw_subset
 
 WARM_UP = 3
+# Training steps of the run that parts of a decision are timed in.
+HORIZON = 10_000
 
 
 def time_decision(
@@ -47,8 +51,9 @@ def time_decision(
         as graphs of their own, without what it takes to call a graph (the first three
         are one graph in a decision, where they may overlap); `python`, the calls of
         the two, the copy to the host and the record.
-        `validation`, the part of the statistics that is the validation loss; `step`, a
-        training step of the same model, for comparison.
+        `validation`, the part of the statistics that is the validation loss;
+        `averaging`, taking the weights into their average once; `step`, a training step
+        of the same model, for comparison.
     """
     model = workload.compiled(jit_compile)
     controller = load_controller("default")
@@ -66,10 +71,11 @@ def time_decision(
     )
     rollback = Rollback(model)
     rollback.make_copies()
+    average = WeightAverage(model, LONGEST_AVERAGE)
     rate = tf.constant(1e-3)
 
     def statistics() -> Statistics:
-        return loop.probe.measure(tf.constant(10_000, tf.int64), rate, rate, rate)
+        return loop.probe.measure(tf.constant(HORIZON, tf.int64), rate, rate, rate)
 
     def keeping() -> None:
         rollback.keep(loop.probe.step, tf.constant(1, tf.int64), tf.constant(0.0))
@@ -94,9 +100,10 @@ def time_decision(
 
     # Each turn trains on, so that caches are as a decision finds them.
     whole = {"graph": loop.decide_function, "total": loop.decide}
-    parts: dict[str, Callable[[], Any]] = {"step": step} | graphs | whole
+    averaging = {"averaging": lambda: average.go_on(HORIZON, HORIZON)}
+    parts: dict[str, Callable[[], Any]] = {"step": step} | graphs | whole | averaging
     taken: dict[str, list[float]] = {name: [] for name in parts}
-    loop.start(horizon=10_000)
+    loop.start(horizon=HORIZON)
     try:
         for turn in range(turns + WARM_UP):
             for name, part in parts.items():
@@ -237,8 +244,8 @@ def count_memory(
     Returns:
         `variables`: copies of weights, the outputs and losses that are remembered;
         `validation`: the subset; `rollback`, the weights and the optimizer's variables
-        to go back to. For comparison, `trainable_weights` and `probe_batch`, the inputs
-        of a batch.
+        to go back to; `average`, that of the weights. For comparison,
+        `trainable_weights` and `probe_batch`, the inputs of a batch.
     """
     model = workload.compiled(jit_compile=False)
     controller = controller or load_controller("default")
@@ -250,6 +257,8 @@ def count_memory(
     )
     rollback = Rollback(model)
     rollback.make_copies()
+    average = WeightAverage(model, LONGEST_AVERAGE)
+    average.go_on(HORIZON, HORIZON)
     batches = workload.batches()
     loop.start(horizon=100)
     loop.probe.expect_step()
@@ -261,6 +270,7 @@ def count_memory(
         "variables": _bytes(loop.probe.variables),
         "validation": measure_validation.nbytes,
         "rollback": rollback.nbytes,
+        "average": average.nbytes,
         "trainable_weights": _bytes(model.trainable_variables),
         "probe_batch": _bytes([inputs]),
     }

@@ -26,9 +26,20 @@ Envelope = Annotated[
     ),
 ]
 
+Average = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of a run over which its weights are averaged towards the end; see "
+        "`ActionForm`. [default: as it is now]"
+    ),
+]
+
 
 def join(
-    controllers: list[str], lift: float | None, envelope: str | None
+    controllers: list[str],
+    lift: float | None,
+    envelope: str | None,
+    average: float | None,
 ) -> tuple[Any, dict[str, Any]]:
     """Returns the controller that several make, and what is known of their training.
 
@@ -36,6 +47,7 @@ def join(
         controllers: See `Controllers`.
         lift: See `Lift`.
         envelope: See `Envelope`.
+        average: See `Average`.
 
     Raises:
         ValueError: If one is not found, or they do not go together.
@@ -47,9 +59,10 @@ def join(
 
     members: list[Any] = [as_controller(name) for name in controllers]
     told = [_training(n, m) for n, m in zip(controllers, members, strict=True)]
-    if lift is not None or envelope is not None:
+    how = (lift, envelope, average)
+    if any(part is not None for part in how):
         for member in members:  # first: those of a committee must share their form
-            member.action_form = changed(member.action_form, lift, envelope)
+            member.action_form = changed(member.action_form, *how)
         for facts in told:
             if facts.get("scores"):
                 facts["scores"] = {"before_the_change": facts["scores"]}

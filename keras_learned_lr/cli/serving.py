@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from keras_learned_lr.cli.apps import AsJson, app, one_line_errors
-from keras_learned_lr.cli.members import Controllers, Envelope, Lift, join
+from keras_learned_lr.cli.members import Average, Controllers, Envelope, Lift, join
 
 
 @app.command()
@@ -20,13 +20,14 @@ def export(
     ],
     lift: Lift = None,
     envelope: Envelope = None,
+    average: Average = None,
 ) -> None:
     """Write a controller as the next version of a model for TensorFlow Serving."""
     from keras_learned_lr.control.export import can_warm_up, export_version
     from keras_learned_lr.rehearsal import rehearse
 
     with one_line_errors(OSError):
-        source, facts = join(controllers, lift, envelope)
+        source, facts = join(controllers, lift, envelope, average)
         observations = rehearse(source).observations if can_warm_up() else None
         print(export_version(source, to, observations, facts))
 

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from keras_learned_lr.cli.apps import app, console, one_line_errors, silence_retracing
-from keras_learned_lr.cli.members import Controllers, Envelope, Lift, join
+from keras_learned_lr.cli.members import Average, Controllers, Envelope, Lift, join
 
 Threads = Annotated[int, typer.Option(min=0, help="Cores to compute on; 0 for all.")]
 
@@ -148,6 +148,7 @@ def refine(
     to: Annotated[Path, typer.Option(help="Folder of the refinement.")],
     lift: Lift = None,
     envelope: Envelope = None,
+    average: Average = None,
     config: Annotated[
         Path | None,
         typer.Option(help="TOML file of a RefineConfig. [default: its defaults]"),
@@ -175,7 +176,7 @@ def refine(
     from keras_learned_lr.rehearsal import rehearse
 
     with one_line_errors(OSError):
-        source, facts = join(controllers, lift, envelope)
+        source, facts = join(controllers, lift, envelope, average)
         chosen = RefineConfig() if config is None else read_refine_config(config)
         if passes is not None:
             chosen = dataclasses.replace(chosen, passes=passes)

@@ -43,6 +43,8 @@ class MetaTrainConfig(Configurable):
             the one that learns; see `ScaleFactor`. Evaluations mark the finished one.
         envelope: Of the finished controller, a key of `ENVELOPES`; where empty, that
             of the one that learns.
+        average: Of the finished controller, see `ActionForm`. Meta-training and its
+            marks average nothing.
         training: Names of the split's training templates, "mixtures_adam"; all of them
             where empty.
         validation: The same for validation.
@@ -79,6 +81,7 @@ class MetaTrainConfig(Configurable):
     averaged: tuple[int, ...] = ()
     lift: float = 0.0
     envelope: str = ""
+    average: float = 0.0
     training: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
     templates_per_round: int = 3
@@ -174,11 +177,12 @@ class MetaTrainConfig(Configurable):
         """Returns the action form of the controller that the run ends with.
 
         Raises:
-            ValueError: If there is a lift and the form has no factor to lift, or the
-                envelope is unknown.
+            ValueError: If there is a lift and the form has no factor to lift, the
+                envelope is unknown or the average too long.
         """
         form = self.learner.action_form
-        return changed(form, self.lift or None, self.envelope or None)
+        how = (self.lift or None, self.envelope or None, self.average or None)
+        return changed(form, *how)
 
     def with_seed(self, seed: int) -> "MetaTrainConfig":
         """Returns the same settings with other tasks and another learner."""

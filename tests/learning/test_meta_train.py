@@ -246,8 +246,10 @@ def test_an_exported_checkpoint_tells_how_it_was_trained(tmp_path, config):
     assert not any(told[2].values())
 
 
-@pytest.mark.parametrize("changes", [{"lift": 0.2}, {"envelope": "linear"}])
-def test_lift_and_envelope_are_for_the_finished_controller_alone(
+@pytest.mark.parametrize(
+    "changes", [{"lift": 0.2}, {"envelope": "linear"}, {"average": 0.2}]
+)
+def test_lift_envelope_and_average_are_for_the_finished_controller_alone(
     tmp_path, config, changes
 ):
     config = dataclasses.replace(config, rounds=2)
@@ -260,7 +262,8 @@ def test_lift_and_envelope_are_for_the_finished_controller_alone(
     for learned, same in zip(weights(plain), weights(changed), strict=True):
         np.testing.assert_array_equal(learned, same)
     marks = [records[run][-1]["validation"]["ratio"] for run in (plain, changed)]
-    assert marks[0] != marks[1]
+    # No exam averages weights.
+    assert (marks[0] == marks[1]) == ("average" in changes)
     exported = load_controller(changed.export_best()).action_form
     assert exported == dataclasses.replace(config.learner.action_form, **changes)
 
@@ -379,6 +382,7 @@ def test_shipped_configs_have_no_key_that_is_not_explained(file):
         ('baseline = "best"', "`baseline` must be one of"),
         ("lift = 2.0", "`lift` must be within 1 decade"),
         ('envelope = "sawtooth"', "Unknown envelope: 'sawtooth'"),
+        ("average = 0.5", "`average` must be 0, or a share of the run"),
         (
             'lift = 0.1\n[learner.action_form]\nname = "LogLearningRate"',
             "Only a factor can be lifted",

@@ -307,6 +307,18 @@ class TestCommand:
         assert exported == dataclasses.replace(every(3), envelope="linear")
         assert "sawtooth" in done.output and not (tmp_path / "sawtooth").exists()
 
+    def test_averages_over_a_share_and_refuses_one_too_large(self, tmp_path):
+        controller = MLPController(form=every(3))
+        export_version(controller, tmp_path / "a", observations(controller))
+        for share, code in (("0.2", 0), ("0.9", 2)):
+            to = tmp_path / share
+            arguments = ["export", str(tmp_path / "a"), "--to", str(to)]
+            done = CliRunner().invoke(app, [*arguments, "--average", share])
+            assert done.exit_code == code
+        exported = load_controller(tmp_path / "0.2").action_form
+        assert exported == dataclasses.replace(every(3), average=0.2)
+        assert "Received: 0.9" in done.output and not (tmp_path / "0.9").exists()
+
     @pytest.mark.parametrize("given", ["fastest", "/"])
     def test_refuses_what_is_no_controller(self, tmp_path, given):
         done = CliRunner().invoke(app, ["export", given, "--to", str(tmp_path / "to")])
