@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_learned_lr.callback import VALIDATION_SIZE
 from keras_learned_lr.control.actions import AnchoredScaleFactor
 from keras_learned_lr.learning.optimizers import make_settings
 from keras_learned_lr.learning.trainee_state import Members, Template
@@ -21,7 +22,7 @@ from keras_learned_lr.learning.trainees import Trainees
 from keras_learned_lr.observation.spec import ObservationSpec
 
 LOSS = "sparse_categorical_crossentropy"
-EXAMPLES, VALIDATION, CLASSES = 512, 256, 10
+EXAMPLES, CLASSES = 512, 10
 # Training steps between two decisions, for the callback and for the trainees.
 WINDOW = 20
 # What a window costs without features: a spec that measures nothing.
@@ -181,7 +182,7 @@ def _peak_memory() -> int:
 
 def _data(model: keras.Model) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(0)
-    shape = (EXAMPLES + VALIDATION, *model.input_shape[1:])
+    shape = (EXAMPLES + VALIDATION_SIZE, *model.input_shape[1:])
     x = random.normal(size=shape).astype("float32")
     return x, random.integers(0, CLASSES, size=len(x)).astype("int32")
 

@@ -5,6 +5,7 @@ import math
 import keras
 import tensorflow as tf
 
+from keras_learned_lr.control.graph import Traced
 from keras_learned_lr.observation.layers import moving_statistics, room_for
 
 # How often weights are taken in while the average forgets all but 1/e of one.
@@ -36,8 +37,8 @@ class WeightAverage:
             self._count = tf.Variable(0, dtype=tf.int64, trainable=False)
         # The averages are restored when they are put here.
         self._checkpoint = tf.train.Checkpoint(count=self._count)
-        self._take_in = tf.function(self._weigh, autograph=False)
-        self._exchange = tf.function(self._swap, autograph=False)
+        self._take_in = Traced(self._weigh)
+        self._exchange = Traced(self._swap)
 
     @property
     def checkpoint(self) -> tf.train.Checkpoint:

@@ -42,8 +42,9 @@ def train(method: Method, run: Run, seed: int) -> dict[str, Any]:
         `training_loss`, `validation_loss`, `test_loss` and (where there is one)
         `accuracy` on the test examples, at the end of the run, None where they are not
         finite; `diverged`, whether one is not; `curve`, the validation loss at equal
-        distances, and `rates`, the learning rate there; `decisions`, and the mean
-        `observation` by feature, where a controller decided; and `seconds`.
+        distances, and `rates`, the learning rate there; `decisions`, the mean
+        `observation` by feature, and whether the run ended `averaged`, where a
+        controller decided; and `seconds`.
     """
     task, data = run.task, run.task.data
     started = time.perf_counter()
@@ -140,6 +141,7 @@ def _plain(batches: tf.data.Dataset) -> tf.data.Dataset:
 def _made(callback: LearnedLearningRate) -> dict[str, Any]:
     made = callback.decisions
     return {
+        "averaged": callback.averaged,
         "decisions": {
             "step": made["step"].tolist(),
             "learning_rate": [_short(rate) for rate in made["learning_rate"]],
