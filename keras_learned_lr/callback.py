@@ -88,10 +88,10 @@ class LearnedLearningRate(keras.callbacks.Callback):
             lost a quarter of all that it had fallen; without validation data, after
             three windows in a row whose last loss was not finite. It keeps a copy of
             them for that.
-        average: Whether a run that is trained to its end may end with an average of its
-            last weights, where the controller asks for one: from its last step on the
-            model has these, unless the loss on the examples of `validation_data` that
-            are looked at is higher with them. It takes a copy of the weights.
+        average: Whether a run that is trained to its end may make a last step, where
+            the controller asks for it: towards the average of its last weights or away
+            from it, to where the loss on the examples of `validation_data` that are
+            looked at is lowest; see `averaged`. It takes a copy of the weights.
         backup_dir: A local folder for what an interrupted run goes on from, best that
             of a `keras.callbacks.BackupAndRestore` in the same list, which keeps the
             weights. Saved at the end of every epoch, deleted at the end of the run.
@@ -152,7 +152,7 @@ class LearnedLearningRate(keras.callbacks.Callback):
         self._probe_size = probe_size
         self._rollback = rollback
         self._average = average
-        self._averaged = False
+        self._averaged = 0.0
         self._backup = None
         if backup_dir is not None:
             self._backup = make_backup(backup_dir, self._learner)
@@ -195,8 +195,12 @@ class LearnedLearningRate(keras.callbacks.Callback):
         return table
 
     @property
-    def averaged(self) -> bool:
-        """Whether the last run has ended with an average of its weights."""
+    def averaged(self) -> float:
+        """Where the last run has ended between its last weights and their average.
+
+        0: with the last weights; 1: with the average; below 0: beyond the last ones,
+        away from it.
+        """
         return self._averaged
 
     # The hooks of fit.
@@ -237,7 +241,7 @@ class LearnedLearningRate(keras.callbacks.Callback):
         self._prepare_loop(form)
         self._records, self._rewards = [], []
         self._begun, self._broken, self._contested = False, False, False
-        self._averaged, self._averages = False, self._average
+        self._averaged, self._averages = 0.0, self._average
         self._updates = -1
         self._compiled_with: list[float] | None = None
         if self._backup is not None:

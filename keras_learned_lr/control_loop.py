@@ -251,28 +251,23 @@ class ControlLoop:
         if self._plan.is_over(step):
             self.plan(step)
 
-    def average(self, step: int) -> bool:
-        """Averages weights towards the end; says whether the run has ended with that.
-
-        At the end the average takes the place of the weights, unless the validation
-        loss is higher with it.
+    def average(self, step: int) -> float:
+        """Averages weights towards the end, and makes the last step along it.
 
         Args:
             step: Training steps taken; tell it after each execution.
+
+        Returns:
+            What `WeightAverage.last_step` does at the end of the run; 0 before.
         """
         if self._average is None:
-            return False
+            return 0.0
         self._average.go_on(step, self._horizon_told)
         if step < self._horizon_told:
-            return False
+            return 0.0
         assert self._validation_loss is not None
-        loss = self._validation_loss()
-        self._average.exchange()
-        # One that is not finite is not lower.
-        lower = bool(self._validation_loss() <= loss)
-        if not lower:
-            self._average.exchange()
-        return lower
+        measure = self._validation_loss
+        return self._average.last_step(lambda: float(measure()))
 
     def next_decision(self, step: int, horizon: int) -> int:
         """Returns the step at which the decision after the one at `step` is due."""

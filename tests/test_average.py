@@ -1,4 +1,4 @@
-"""`average`: a run ends with the average of its last weights, if that is no worse."""
+"""`average`: a run's last step, along the line to the average of its weights."""
 
 import dataclasses
 import math
@@ -20,7 +20,7 @@ from helpers import (
 )
 
 from keras_learned_lr import AnchoredScaleFactor, ScaleFactor
-from keras_learned_lr.control.average import REACH, SAMPLES
+from keras_learned_lr.control.average import REACH, SAMPLES, WeightAverage, lowest_at
 from keras_learned_lr.observation.layers import moving_statistics
 
 # 12 steps of 120 back weigh 1/e: it begins after step 84, and every step counts.
@@ -68,9 +68,20 @@ def weighted(weights, share=SHARE, steps=STEPS):
     return mean
 
 
-def assert_close(got, expected):
+def assert_on_the_line(trainee, callback, last, mean):
+    """The model is as far from its last weights as the callback says."""
+    assert callback.averaged
+    moving = {id(v) for v in moving_statistics(trainee)}
+    for variable, one, other in zip(trainee.weights, last, mean, strict=True):
+        way = callback.averaged
+        way = max(way, 0.0) if id(variable) in moving else way
+        expected = one + way * (other - one)
+        np.testing.assert_allclose(variable, expected, rtol=1e-4, atol=1e-5)
+
+
+def assert_same(got, expected):
     for one, other in zip(got, expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(one, other)
 
 
 def loss_of(trainee, weights):
@@ -78,35 +89,102 @@ def loss_of(trainee, weights):
     return trainee.evaluate(*data(32, seed=1), verbose=0)
 
 
-@pytest.mark.parametrize(("batch_norm", "high"), [(False, HIGH), (True, 2.0)])
-def test_ends_with_the_average_of_the_last_weights(batch_norm, high):
-    trainee, callback, seen = averaging(high, batch_norm=batch_norm)
-    # What `Recorder`, which comes first, saw after the last step is not averaged yet.
-    assert callback.averaged
+@pytest.mark.parametrize("learning_rate", [HIGH, LOW])
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_goes_to_the_average_or_beyond_the_last_weights(batch_norm, learning_rate):
+    if batch_norm:
+        learning_rate = min(learning_rate, 2.0)
+    # What `Recorder`, which comes first, saw after the last step is of before.
+    trainee, callback, seen = averaging(learning_rate, batch_norm=batch_norm)
     assert bool(moving_statistics(trainee)) == batch_norm
-    assert_close(trainee.get_weights(), weighted(seen.weights))
-    mean = trainee.get_weights()
-    assert loss_of(trainee, mean) < loss_of(trainee, seen.weights[-1])
+    assert (callback.averaged > 0) == (learning_rate > LOW)
+    assert_on_the_line(trainee, callback, seen.weights[-1], weighted(seen.weights))
+    ends = trainee.get_weights()
+    assert loss_of(trainee, ends) < loss_of(trainee, seen.weights[-1])
 
 
 def test_weights_are_taken_in_every_so_often_in_a_long_run():
     trainee, callback, seen = averaging(share=0.3, batch_size=4)
     steps = EPOCHS * 24
     assert round(0.3 * steps / SAMPLES) > 1
-    assert callback.averaged
-    assert_close(trainee.get_weights(), weighted(seen.weights, 0.3, steps))
+    mean = weighted(seen.weights, 0.3, steps)
+    assert_on_the_line(trainee, callback, seen.weights[-1], mean)
 
 
-def test_not_where_the_last_weights_are_better():
-    trainee, callback, seen = averaging(LOW)
-    assert not callback.averaged
-    for got, last in zip(trainee.get_weights(), seen.weights[-1], strict=True):
-        np.testing.assert_array_equal(got, last)
-    # Nothing of it is left where it was never asked for, either.
-    plain, asked, _ = averaging(LOW, share=0.0)
-    assert not asked.averaged
-    for got, last in zip(plain.get_weights(), seen.weights[-1], strict=True):
-        np.testing.assert_array_equal(got, last)
+def test_what_has_a_constraint_keeps_it():
+    trainee = model(keras.optimizers.SGD(LOW))
+    trainee.layers[0].kernel.constraint = keras.constraints.NonNeg()
+    seen, form = Recorder(), dataclasses.replace(every(30), average=SHARE)
+    callback = rate(GraphController(form=form))
+    fit(trainee, [seen, callback], epochs=EPOCHS)
+    assert callback.averaged < 0
+    constrained, free = (np.asarray(layer.kernel) for layer in trainee.layers)
+    np.testing.assert_array_equal(constrained, seen.weights[-1][0])
+    assert np.all(constrained >= 0) and np.any(free != seen.weights[-1][2])
+
+
+def test_nothing_is_left_of_it_where_it_was_never_asked_for():
+    trainee, callback, seen = averaging(LOW, share=0.0)
+    assert callback.averaged == 0
+    assert_same(trainee.get_weights(), seen.weights[-1])
+
+
+def after(trainee, measure):
+    """Returns the weights before a last step, after it, and what it says."""
+    average = WeightAverage(trainee, SHARE)
+    for step in range(90, STEPS + 1):
+        trainee.layers[0].kernel.assign_add(keras.ops.ones((6, 8)))
+        average.go_on(step, STEPS)
+    last = trainee.get_weights()
+    try:
+        return last, average.last_step(measure), trainee.get_weights()
+    except RuntimeError as error:
+        return last, error, trainee.get_weights()
+
+
+class TestTheLastStep:
+    @pytest.mark.parametrize(
+        "losses",
+        [[1.0] * 4, [2.0, 1.0, 1.9, 1.1], [math.nan] * 3, [1.0, math.inf, 1.0]],
+    )
+    def test_leaves_the_last_weights_to_the_bit(self, losses):
+        """Where they are best, look best, or the loss says nothing."""
+        told = iter(losses)
+        last, share, weights = after(model(), lambda: next(told))
+        assert share == 0
+        assert_same(weights, last)
+        # A fourth look is only worth it where three tell of a better place.
+        assert not [*told]
+
+    def test_takes_what_the_fourth_look_confirms(self):
+        told = iter([2.0, 1.0, 0.5, 0.4])
+        last, share, weights = after(model(), lambda: next(told))
+        assert share == pytest.approx(0.75)
+        assert np.any(weights[0] != last[0])
+
+    def test_takes_back_what_it_tried_where_the_loss_cannot_be_measured(self):
+        def measure():
+            raise RuntimeError("no memory")
+
+        last, error, weights = after(model(), measure)
+        assert str(error) == "no memory"
+        assert_same(weights, last)
+
+    @pytest.mark.parametrize(
+        ("losses", "where"),
+        [
+            ([1.25, 1.0, 1.25], 0.0),
+            ([2.25, 1.0, 0.25], 1.0),  # (x - 1)², the average itself
+            ([16.0, 9.0, 4.0], 1.0),  # further than that: not beyond it
+            ([0.25, 1.0, 2.25], -0.5),  # (x + 1)²: so far and no further
+            ([0.04, 0.09, 0.64], -0.3),  # (x + 0.3)²
+            ([3.0, 2.0, 1.0], 0.5),  # a line, and one that curves down
+            ([0.5, 1.0, 0.9], -0.5),
+            ([1.0, math.nan, 0.5], 0.0),
+        ],
+    )
+    def test_is_to_the_lowest_point_of_the_parabola(self, losses, where):
+        assert lowest_at(losses) == pytest.approx(where)
 
 
 @pytest.mark.parametrize("learning_rate", [HIGH, LOW])
@@ -120,7 +198,7 @@ def test_the_end_of_the_last_epoch_sees_the_weights_that_it_ends_with(learning_r
     trainee, _, _ = averaging(
         learning_rate, callbacks=[last], validation_data=validation
     )
-    assert_close(last.weights, trainee.get_weights())
+    assert_same(last.weights, trainee.get_weights())
     assert last.loss == pytest.approx(trainee.evaluate(*validation, verbose=0))
 
 
@@ -141,10 +219,9 @@ def test_not_where(reason):
             trainee, callback, seen = averaging(**options)
     else:
         trainee, callback, seen = averaging(**options)
-    assert not callback.averaged
+    assert callback.averaged == 0
     if reason != "own average":
-        for got, last in zip(trainee.get_weights(), seen.weights[-1], strict=True):
-            np.testing.assert_array_equal(got, last)
+        assert_same(trainee.get_weights(), seen.weights[-1])
 
 
 @pytest.mark.parametrize(
@@ -154,9 +231,9 @@ def test_not_where(reason):
 )
 def test_however_steps_are_made(options):
     trainee, callback, seen = averaging(**options)
-    assert callback.averaged
+    last = seen.weights[-1]
     if "steps_per_execution" not in options:
-        assert_close(trainee.get_weights(), weighted(seen.weights))
+        assert_on_the_line(trainee, callback, last, weighted(seen.weights))
         return
     # Weights are seen after every sixth step only.
     mean, count = None, 0
@@ -167,7 +244,7 @@ def test_however_steps_are_made(options):
         part = max(1 / count, 1 - math.exp(-1 / 12))
         mean = [np.zeros_like(v) for v in now] if mean is None else mean
         mean = [m + part * (v - m) for m, v in zip(mean, now, strict=True)]
-    assert_close(trainee.get_weights(), mean)
+    assert_on_the_line(trainee, callback, last, mean)
 
 
 MIRRORED = """
@@ -191,8 +268,7 @@ def check_average(trainee):
     form = dataclasses.replace(every(30), average=SHARE)
     callback = rate(GraphController(form=form), rollback=False)
     fit(trainee, [seen, callback], epochs=EPOCHS)
-    assert callback.averaged
-    assert_close(trainee.get_weights(), weighted(seen.weights))
+    assert_on_the_line(trainee, callback, seen.weights[-1], weighted(seen.weights))
 
 
 def test_across_devices():
@@ -213,13 +289,10 @@ def test_twice_with_one_callback():
     trainee, callback, _ = averaging()
     seen = Recorder()
     fit(trainee, [seen, callback], epochs=EPOCHS)
-    assert callback.averaged
-    assert_close(trainee.get_weights(), weighted(seen.weights))
+    assert_on_the_line(trainee, callback, seen.weights[-1], weighted(seen.weights))
 
 
 def test_a_failure_ends_no_run(monkeypatch):
-    from keras_learned_lr.control.average import WeightAverage
-
     def broken(self, step, horizon):
         raise tf.errors.ResourceExhaustedError(None, None, "no memory")
 
@@ -227,7 +300,7 @@ def test_a_failure_ends_no_run(monkeypatch):
     with pytest.warns(UserWarning, match="cannot be averaged: no memory") as caught:
         _, callback, seen = averaging()
     assert sum("cannot be averaged" in str(w.message) for w in caught) == 1
-    assert not callback.averaged and len(seen.weights) == STEPS + 1
+    assert callback.averaged == 0 and len(seen.weights) == STEPS + 1
     assert len(callback.decisions["step"]) == 4
 
 

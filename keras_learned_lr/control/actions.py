@@ -135,8 +135,8 @@ class ActionForm(Configurable):
             the user gives bounds.
         envelope: Annealing on top of the level, a key of `ENVELOPES`.
         average: Share of a run over which its weights are averaged towards the end:
-            what lies so far back weighs 1/e of what is latest. The run ends with the
-            average where that is no worse on the validation data; 0 averages nothing.
+            what lies so far back weighs 1/e of what is latest. The run ends with a step
+            along the line to the average; see `WeightAverage`. 0 averages nothing.
     """
 
     kind: ClassVar[str] = "action form"
