@@ -29,6 +29,7 @@ from keras_learned_lr.observation.validation import (
     Subset,
     ValidationLoss,
     draw_subset,
+    draw_subsets,
 )
 
 # Most of what a decision costs: see docs/cost.md.
@@ -90,8 +91,9 @@ class LearnedLearningRate(keras.callbacks.Callback):
             them for that.
         average: Whether a run that is trained to its end may make a last step, where
             the controller asks for it: towards the average of its last weights or away
-            from it, to where the loss on the examples of `validation_data` that are
-            looked at is lowest; see `averaged`. It takes a copy of the weights.
+            from it, to where the validation loss is lowest, on four times as many
+            examples as are looked at before; see `averaged`. It takes a copy of the
+            weights.
         backup_dir: A local folder for what an interrupted run goes on from, best that
             of a `keras.callbacks.BackupAndRestore` in the same list, which keeps the
             weights. Saved at the end of every epoch, deleted at the end of the run.
@@ -143,7 +145,7 @@ class LearnedLearningRate(keras.callbacks.Callback):
         self._learner: Any = self.controller if learns else None
         self._validation_data = validation_data
         self._validation_size = validation_size
-        self._subset: Subset | None = None
+        self._subsets: tuple[Subset, Subset | None] | None = None
         self._update_freq = update_freq
         self._total_steps = total_steps
         self._default_learning_rate = default_learning_rate
@@ -386,13 +388,10 @@ class LearnedLearningRate(keras.callbacks.Callback):
         )
         if same:
             return
-        validation_loss = None
+        validation_loss, more = None, None
         if self._validation_data is not None:
-            if self._subset is None:
-                self._subset = draw_subset(
-                    self._validation_data, self._validation_size, self._seed
-                )
-            validation_loss = ValidationLoss(model, self._subset, self._probe_size)
+            few, more = self._draw(self._average and form.average > 0)
+            validation_loss = ValidationLoss(model, few, self._probe_size)
         self._loop = ControlLoop(
             model,
             self.controller,
@@ -403,9 +402,19 @@ class LearnedLearningRate(keras.callbacks.Callback):
             self._default_learning_rate,
             *self._bounds,
             rollback=self._rollback,
-            average=self._average,
+            last_look=more,
         )
         self._loop_key = key
+
+    def _draw(self, more: bool) -> tuple[Subset, Subset | None]:
+        """Returns the examples that are looked at by decisions and at the end."""
+        if self._subsets is None or more and self._subsets[1] is None:
+            given = (self._validation_data, self._validation_size, self._seed)
+            if more:
+                self._subsets = draw_subsets(*given)
+            else:
+                self._subsets = (draw_subset(*given), None)
+        return self._subsets
 
     def _horizon(self) -> int:
         if self._total_steps:

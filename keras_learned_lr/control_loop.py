@@ -1,5 +1,6 @@
 """One training run under control: observe, decide, set."""
 
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ from keras_learned_lr.observation.probe import Probe
 from keras_learned_lr.observation.spec import observe
 from keras_learned_lr.observation.statistics import Statistics
 from keras_learned_lr.observation.tensors import first_replica
-from keras_learned_lr.observation.validation import ValidationLoss
+from keras_learned_lr.observation.validation import Subset, ValidationLoss
 
 
 class ControlLoop:
@@ -58,8 +59,8 @@ class ControlLoop:
         maximum: Largest learning rate, or None.
         rollback: Whether to keep the last good weights and go back to them; see
             `Rollback`.
-        average: Whether a run may end with an average of its weights, where the form
-            asks for one and there is validation data to tell; see `WeightAverage`.
+        last_look: Validation examples by which a run makes its last step, where the
+            form asks for one; None makes none. See `WeightAverage`.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class ControlLoop:
         minimum: float | None = None,
         maximum: float | None = None,
         rollback: bool = False,
-        average: bool = False,
+        last_look: Subset | None = None,
     ) -> None:
         self._model = model
         self._optimizer = OptimizerLearningRate(model.optimizer)
@@ -111,8 +112,9 @@ class ControlLoop:
         self._validation_loss = validation_loss
         self._rollback = Rollback(model) if rollback else None
         self._average = None
+        self._last_look = last_look
         # An optimizer that averages ends the run with its own.
-        if average and form.average and validation_loss and not _averages_itself(model):
+        if last_look is not None and form.average and not _averages_itself(model):
             self._average = WeightAverage(model, form.average)
         self._device = _device_of(model)
         self._remote = isinstance(controller, RemoteController)
@@ -265,9 +267,9 @@ class ControlLoop:
         self._average.go_on(step, self._horizon_told)
         if step < self._horizon_told:
             return 0.0
-        assert self._validation_loss is not None
-        measure = self._validation_loss
-        return self._average.last_step(lambda: float(measure()))
+        assert self._validation_loss is not None and self._last_look is not None
+        measure = functools.partial(self._validation_loss.over, self._last_look)
+        return self._average.last_step(measure)
 
     def next_decision(self, step: int, horizon: int) -> int:
         """Returns the step at which the decision after the one at `step` is due."""

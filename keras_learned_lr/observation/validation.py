@@ -24,17 +24,22 @@ NOT_DENSE = (tf.SparseTensor, tf.RaggedTensor)
 EMPTY = "`validation_data` is empty. Pass at least one example."
 
 
+# How many times as many examples as a decision looks at are for the end of a run, and
+# what these may take on the host.
+MORE, MORE_BYTES = 4, 2**28
+
+
 class Subset(NamedTuple):
     """Examples without their structure, and the structure: 0 a leaf, None for None.
 
     Sequences that are padded batch by batch differ in shape: one group for each shape.
 
     Attributes:
-        groups: For each shape the leaves, tensors of `[examples, ...]`.
+        groups: For each shape the leaves, tensors or arrays of `[examples, ...]`.
         structure: What the leaves are packed as.
     """
 
-    groups: list[list[tf.Tensor]]
+    groups: list[list[Any]]
     structure: Any
 
     def unflatten(self, leaves: list) -> Any:
@@ -87,7 +92,7 @@ class ValidationLoss:
         # Not more than there are: between an example and itself, which fills a batch
         # below, nothing varies but rounding.
         self._probe_size = min(probe_size, len(subset.groups[0][0]))
-        fixed = fixed_batch_size(model)
+        fixed = self._fixed = fixed_batch_size(model)
         self._chunk = fixed or CHUNK
         self._groups = subset.groups
         if fixed is not None:
@@ -97,10 +102,13 @@ class ValidationLoss:
         self.averages = UnbiasedAverages(model)
         self._loss = self._choose_loss()
         self._measure: Any = self._mean_loss
+        self._measure_chunk: Any = self._chunk_loss
         if not model.run_eagerly:
             # Of its own, so that it is traced once for the check, for the decision
             # before step 1 and for those in a graph.
             self._measure = tf.function(self._mean_loss, autograph=False)
+            # And for all chunks: a large model takes seconds.
+            self._measure_chunk = tf.function(self._chunk_loss, autograph=False)
         self.tells_outputs = self._check()
 
     @property
@@ -125,6 +133,23 @@ class ValidationLoss:
         """Returns the loss, and outputs that were computed on the way."""
         return self._measure()
 
+    def over(self, others: Subset) -> float:
+        """Returns the mean loss over other examples, which may lie on the host.
+
+        Args:
+            others: Examples of the same structure.
+        """
+        total, count = 0.0, 0
+        for leaves in others.groups:
+            if self._fixed is not None:
+                leaves = _filled(leaves, self._fixed)
+            for start in range(0, len(leaves[0]), self._chunk):
+                chunk = [leaf[start : start + self._chunk] for leaf in leaves]
+                chunk = [tf.convert_to_tensor(leaf) for leaf in chunk]
+                total += len(chunk[0]) * float(self._measure_chunk(chunk).loss)
+                count += len(chunk[0])
+        return total / count
+
     def _mean_loss(self) -> Validated:
         sums = [self._summed_loss(leaves) for leaves in self._groups]
         total = tf.add_n([each.loss for each in sums])
@@ -142,7 +167,7 @@ class ValidationLoss:
             losses, outputs = self._chunk_losses(chunks)
             total += self._chunk * tf.reduce_sum(losses)
         if count > full:
-            rest = self._chunk_loss([leaf[full:] for leaf in leaves])
+            rest = self._measure_chunk([leaf[full:] for leaf in leaves])
             total += (count - full) * rest.loss
             outputs = outputs if full else rest.outputs
         return Validated(total, outputs)
@@ -151,10 +176,7 @@ class ValidationLoss:
         self, chunks: list[tf.Tensor]
     ) -> tuple[tf.Tensor, tf.Tensor | None]:
         """Returns the losses of all chunks, and outputs of the first."""
-        count, measure = chunks[0].shape[0], self._chunk_loss
-        if tf.inside_function():
-            # Traced once for all of them: a large model takes seconds.
-            measure = tf.function(measure, autograph=False)
+        count, measure = chunks[0].shape[0], self._measure_chunk
         first = measure([leaf[0] for leaf in chunks])
         if count > UNROLLED:
             losses = tf.map_fn(
@@ -258,6 +280,54 @@ def draw_subset(data: Any, size: int | None, seed: int = 0) -> Subset:
     Raises:
         ValueError: If there are none, or the data is not what `fit` takes.
     """
+    return _on_device(_draw(data, size, seed))
+
+
+def draw_subsets(data: Any, size: int | None, seed: int = 0) -> tuple[Subset, Subset]:
+    """Takes more examples than a decision looks at, and of these what it does.
+
+    Args:
+        data: See `draw_subset`.
+        size: How many a decision looks at, at most; None takes all.
+        seed: Seeds the draw from arrays.
+
+    Returns:
+        Those that a decision looks at, as `draw_subset` returns them; and `MORE` times
+        as many, but no more than `MORE_BYTES` hold, which stay on the host.
+
+    Raises:
+        ValueError: As `draw_subset` does.
+    """
+    drawn = _draw(data, size if size is None else MORE * size, seed)
+    count = sum(len(leaves[0]) for leaves in drawn.groups)
+    size = count if size is None else min(size, count)
+    each = sum(leaf.nbytes for leaves in drawn.groups for leaf in leaves) / count
+    more = min(count, max(size, int(MORE_BYTES / max(each, 1.0))))
+    return _on_device(_spread(drawn, size)), _spread(drawn, more)
+
+
+def _on_device(drawn: Subset) -> Subset:
+    # As tensors now: captured by the graph once, not copied at every decision.
+    groups = [
+        [tf.convert_to_tensor(leaf) for leaf in leaves] for leaves in drawn.groups
+    ]
+    return drawn._replace(groups=groups)
+
+
+def _spread(drawn: Subset, size: int) -> Subset:
+    """Returns so many of the examples, spread evenly over all."""
+    counts = [len(leaves[0]) for leaves in drawn.groups]
+    chosen = np.arange(size) * sum(counts) // size
+    groups, first = [], 0
+    for leaves, count in zip(drawn.groups, counts, strict=True):
+        own = chosen[(first <= chosen) & (chosen < first + count)] - first
+        if len(own):
+            groups.append([leaf[own] for leaf in leaves])
+        first += count
+    return drawn._replace(groups=groups)
+
+
+def _draw(data: Any, size: int | None, seed: int) -> Subset:
     if isinstance(data, list):
         data = tuple(data)
     if not flat_leaves(data):
@@ -280,11 +350,7 @@ def draw_subset(data: Any, size: int | None, seed: int = 0) -> Subset:
         groups, structure = _gather_batches(data, size)
     if not groups or not len(groups[0][0]):
         raise ValueError(EMPTY)
-    # As tensors now: captured by the graph once, not copied at every decision.
-    return Subset(
-        [[tf.convert_to_tensor(leaf) for leaf in leaves] for leaves in groups],
-        structure,
-    )
+    return Subset(groups, structure)
 
 
 def _as_fit_does(leaf: Any) -> np.ndarray:
