@@ -9,7 +9,12 @@ import pytest
 import tensorflow as tf
 from helpers import compiled, data, fit, model, rate
 
-from keras_learned_lr.observation.validation import ValidationLoss, draw_subset
+from keras_learned_lr.observation import validation
+from keras_learned_lr.observation.validation import (
+    ValidationLoss,
+    draw_subset,
+    draw_subsets,
+)
 
 
 def ordered(batches=10, size=16):
@@ -116,3 +121,73 @@ def test_a_loss_of_ones_own_gets_what_fit_gives_it(kind):
     expected = trainee.evaluate(x, y, batch_size=96, verbose=0)
     fit(trainee, [callback], x, y)
     assert callback.decisions["loss"][0] == pytest.approx(expected, rel=1e-5)
+
+
+class TestTheEndOfARun:
+    """Looks at more examples than a decision does, which stay on the host."""
+
+    def test_of_arrays_there_are_four_times_as_many(self):
+        x = np.arange(1000, dtype="float32")[:, np.newaxis]
+        few, more = draw_subsets((x, x), 50, seed=3)
+        assert (few.size, more.size) == (50, 200)
+        assert set(numbers(few)) < set(numbers(more))
+        assert isinstance(more.groups[0][0], np.ndarray)
+        np.testing.assert_array_equal(
+            numbers(draw_subset((x, x), 200, 3)), numbers(more)
+        )
+        # Spread over the drawn ones, which are of everywhere.
+        assert numbers(few).max() > 900 and numbers(few).min() < 100
+
+    def test_of_batches_both_are_of_all(self):
+        few, more = draw_subsets(ordered(batches=20), 20)
+        assert (few.size, more.size) == (20, 80)
+        np.testing.assert_array_equal(np.unique(numbers(few)), np.arange(20))
+        np.testing.assert_array_equal(np.unique(numbers(more)), np.arange(20))
+
+    def test_a_generator_is_read_once(self):
+        def batches():
+            for index in range(100):
+                read.append(index)
+                yield np.full((4, 1), index, "float32"), np.zeros(4, "float32")
+
+        read = []
+        few, more = draw_subsets(batches(), 20)
+        assert (few.size, more.size) == (20, 80)
+        assert len(read) == len(set(read)) < 50
+
+    @pytest.mark.parametrize("size", [None, 500, 1000])
+    def test_not_more_than_there_are(self, size):
+        few, more = draw_subsets(data(300), size)
+        assert few.size == more.size == 300
+
+    def test_not_more_than_the_host_may_hold(self, monkeypatch):
+        x = np.zeros((1000, 100), "float32")
+        monkeypatch.setattr(validation, "MORE_BYTES", 100 * 404)
+        for size, held in ((20, 80), (60, 100), (200, 200)):
+            few, more = draw_subsets((x, x[:, :1]), size)
+            assert (few.size, more.size) == (size, held)
+
+    @pytest.mark.parametrize("run_eagerly", [False, True])
+    def test_the_loss_is_that_of_evaluate(self, run_eagerly):
+        trainee = model(batch_norm=True, run_eagerly=run_eagerly)
+        fit(trainee)
+        measure = ValidationLoss(trainee, draw_subset(data(32), None))
+        # Two chunks and a rest.
+        others = data(150, seed=2)
+        _, more = draw_subsets(others, None)
+        expected = trainee.evaluate(*others, verbose=0)
+        assert measure.over(more) == pytest.approx(expected, rel=1e-5)
+        # Of the weights of now, not of when it was traced.
+        trainee.set_weights([2 * value for value in trainee.get_weights()])
+        expected = trainee.evaluate(*others, verbose=0)
+        assert measure.over(more) == pytest.approx(expected, rel=1e-5)
+
+    def test_batches_of_one_size_are_filled(self):
+        inputs = keras.Input((6,), batch_size=40)
+        outputs = keras.layers.Dense(3, activation="softmax")(inputs)
+        trainee = compiled(keras.Model(inputs, outputs))
+        x, y = data(80)
+        measure = ValidationLoss(trainee, draw_subset((x[:40], y[:40]), None))
+        _, more = draw_subsets((x, y), None)
+        expected = trainee.evaluate(x, y, batch_size=40, verbose=0)
+        assert measure.over(more) == pytest.approx(expected, rel=1e-5)

@@ -42,6 +42,11 @@ class Subset(NamedTuple):
     groups: list[list[Any]]
     structure: Any
 
+    @property
+    def size(self) -> int:
+        """How many examples there are."""
+        return sum(len(leaves[0]) for leaves in self.groups)
+
     def unflatten(self, leaves: list) -> Any:
         """Returns a chunk of a group's leaves in the structure of the data."""
         rest = iter(leaves)
@@ -299,7 +304,7 @@ def draw_subsets(data: Any, size: int | None, seed: int = 0) -> tuple[Subset, Su
         ValueError: As `draw_subset` does.
     """
     drawn = _draw(data, size if size is None else MORE * size, seed)
-    count = sum(len(leaves[0]) for leaves in drawn.groups)
+    count = drawn.size
     size = count if size is None else min(size, count)
     each = sum(leaf.nbytes for leaves in drawn.groups for leaf in leaves) / count
     more = min(count, max(size, int(MORE_BYTES / max(each, 1.0))))
