@@ -490,15 +490,17 @@ class LearnedLearningRate(keras.callbacks.Callback):
     def _average_weights(self) -> None:
         if self._broken or not self._averages:
             return
+        # Not that of the last decision: in a first epoch of unknown length it grows.
+        horizon = self._horizon()
         try:
-            self._averaged = self._loop.average(self._step)
+            self._averaged = self._loop.average(self._step, horizon)
         except Exception as error:
             self._tell(
                 "average", f"The weights of this run cannot be averaged: {error}"
             )
             self._averages = False
         # What may follow on the last step of a plan is not the run that was planned.
-        self._averages &= self._step < self._horizon()
+        self._averages &= self._step < horizon
 
     def _tell_if_contested(self, contested: bool) -> None:
         if contested and not self._contested:

@@ -253,19 +253,20 @@ class ControlLoop:
         if self._plan.is_over(step):
             self.plan(step)
 
-    def average(self, step: int) -> float:
+    def average(self, step: int, horizon: int) -> float:
         """Averages weights towards the end, and makes the last step along it.
 
         Args:
             step: Training steps taken; tell it after each execution.
+            horizon: Training steps of the whole run, as far as is known by now.
 
         Returns:
             What `WeightAverage.last_step` does at the end of the run; 0 before.
         """
         if self._average is None:
             return 0.0
-        self._average.go_on(step, self._horizon_told)
-        if step < self._horizon_told:
+        self._average.go_on(step, horizon)
+        if step < horizon:
             return 0.0
         assert self._validation_loss is not None and self._last_look is not None
         measure = functools.partial(self._validation_loss.over, self._last_look)

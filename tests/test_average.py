@@ -111,6 +111,19 @@ def test_weights_are_taken_in_every_so_often_in_a_long_run():
     assert_on_the_line(trainee, callback, seen.weights[-1], mean)
 
 
+def test_epochs_of_unknown_length_are_not_cut_short():
+    """Two epochs are taken for 200 steps at first, and no decision tells better."""
+    batches = tf.data.Dataset.from_tensor_slices(data()).batch(4).repeat(6)
+    batches = batches.filter(lambda *_: True)
+    trainee, seen = model(keras.optimizers.SGD(HIGH)), Recorder()
+    form = dataclasses.replace(every(1000), average=SHARE)
+    callback = rate(GraphController(form=form))
+    trainee.fit(batches, epochs=2, verbose=0, callbacks=[seen, callback])
+    assert len(seen.weights) == 2 * 144 + 1
+    mean = weighted(seen.weights, SHARE, 2 * 144)
+    assert_on_the_line(trainee, callback, seen.weights[-1], mean)
+
+
 def test_what_has_a_constraint_keeps_it():
     trainee = model(keras.optimizers.SGD(LOW))
     trainee.layers[0].kernel.constraint = keras.constraints.NonNeg()
