@@ -134,12 +134,14 @@ class CountingLearningRate(LearnedLearningRate):
     Attributes:
         copies: Copies of each decision during training.
         idle_copies: Copies of all hooks between them together.
+        end_copies: Copies of each hook at the end of a run, for its last step.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.copies: list[int] = []
         self.idle_copies = 0
+        self.end_copies: list[int] = []
 
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
         """Counts around the callback's own hook."""
@@ -156,7 +158,9 @@ class CountingLearningRate(LearnedLearningRate):
         before = len(self._records)
         with host_copies() as copies:
             yield
-        if len(self._records) > before:
+        if self._step >= self._horizon():
+            self.end_copies.append(len(copies))
+        elif len(self._records) > before:
             self.copies.append(len(copies))
         else:
             self.idle_copies += len(copies)
@@ -194,8 +198,9 @@ def count_in_fits(
         `decisions` of a fit; `synchronisations`, the most copies to the host that a
         decision of the second fit made during training (in the first, building the
         graph copies small constants); `idle_synchronisations`, the copies between
-        decisions of both; `retraces`, the graphs of training steps and decisions that
-        were built after the first decision during training.
+        decisions of both; `end_synchronisations`, those of the last step of the second;
+        `retraces`, the graphs of training steps and decisions that were built after the
+        first decision during training.
     """
     model, traces = workload.compiled(jit_compile), []
     train_step = model.train_step
@@ -228,6 +233,7 @@ def count_in_fits(
         "decisions": len(decided),
         "synchronisations": max(rate.copies),
         "idle_synchronisations": rate.idle_copies,
+        "end_synchronisations": rate.end_copies[-1],
         "retraces": graphs[-1] - graphs[first - 1],
     }
 

@@ -144,16 +144,17 @@ class ValidationLoss:
         Args:
             others: Examples of the same structure.
         """
-        total, count = 0.0, 0
+        # Nothing waits for a chunk: only the sum comes to the host.
+        total, count = tf.zeros(()), 0
         for leaves in others.groups:
             if self._fixed is not None:
                 leaves = _filled(leaves, self._fixed)
             for start in range(0, len(leaves[0]), self._chunk):
                 chunk = [leaf[start : start + self._chunk] for leaf in leaves]
                 chunk = [tf.convert_to_tensor(leaf) for leaf in chunk]
-                total += len(chunk[0]) * float(self._measure_chunk(chunk).loss)
+                total += len(chunk[0]) * self._measure_chunk(chunk).loss
                 count += len(chunk[0])
-        return total / count
+        return float(total) / count
 
     def _mean_loss(self) -> Validated:
         sums = [self._summed_loss(leaves) for leaves in self._groups]
