@@ -50,18 +50,18 @@ def averaging(
     return trainee, callback, seen
 
 
-def weighted(weights, share=SHARE, steps=STEPS):
-    """The average in plain NumPy, of the weights after every step."""
+def weighted(weights, share=SHARE, steps=STEPS, execution=1):
+    """The average in plain NumPy, of the weights after every execution."""
     every_so_many = max(1, round(share * steps / SAMPLES))
     begin = steps - REACH * share * steps
     mean, count = None, 0
-    for step in range(1, steps + 1):
-        if step < begin or (step % every_so_many and step < steps):
+    for step in range(execution, steps + 1, execution):
+        if step < begin or (step % every_so_many >= execution and step < steps):
             continue
         count += 1
         forgotten = 1 - math.exp(-every_so_many / (share * steps))
         part = max(1 / count, forgotten)
-        now = weights[step]
+        now = weights[step // execution]
         if mean is None:
             mean = [0 * value for value in now]
         mean = [m + part * (v - m) for m, v in zip(mean, now, strict=True)]
@@ -244,20 +244,10 @@ def test_not_where(reason):
 )
 def test_however_steps_are_made(options):
     trainee, callback, seen = averaging(**options)
-    last = seen.weights[-1]
-    if "steps_per_execution" not in options:
-        assert_on_the_line(trainee, callback, last, weighted(seen.weights))
-        return
-    # Weights are seen after every sixth step only.
-    mean, count = None, 0
-    for number, now in enumerate(seen.weights[1:], start=1):
-        if 6 * number < STEPS * (1 - REACH * SHARE):
-            continue
-        count += 1
-        part = max(1 / count, 1 - math.exp(-1 / 12))
-        mean = [np.zeros_like(v) for v in now] if mean is None else mean
-        mean = [m + part * (v - m) for m, v in zip(mean, now, strict=True)]
-    assert_on_the_line(trainee, callback, last, mean)
+    # Weights are seen after every execution only.
+    execution = options.get("steps_per_execution", 1)
+    mean = weighted(seen.weights, execution=execution)
+    assert_on_the_line(trainee, callback, seen.weights[-1], mean)
 
 
 MIRRORED = """

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_learned_lr.control.graph import Traced
-from keras_learned_lr.observation.layers import moving_statistics, room_for
+from keras_learned_lr.observation.layers import bytes_of, moving_statistics, room_for
 
 # How often weights are taken in while the average forgets all but 1/e of one.
 SAMPLES = 20
@@ -57,7 +57,7 @@ class WeightAverage:
     @property
     def nbytes(self) -> int:
         """Memory of the average, in bytes; 0 before it begins."""
-        return sum(a.dtype.size * a.shape.num_elements() for a in self._averages)
+        return bytes_of(self._averages)
 
     def start(self) -> None:
         """Begins anew: with a run, or where weights have gone back."""

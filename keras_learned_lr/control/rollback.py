@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 from keras_learned_lr.control.actions import COME_DOWN, HOLD, progress_of
-from keras_learned_lr.observation.layers import is_built, room_for
+from keras_learned_lr.observation.layers import bytes_of, is_built, room_for
 from keras_learned_lr.observation.memory import Memory
 from keras_learned_lr.observation.statistics import Statistics
 
@@ -189,7 +189,7 @@ class Rollback:
     @property
     def nbytes(self) -> int:
         """Memory of the copies, in bytes."""
-        return sum(copy.dtype.size * copy.shape.num_elements() for copy in self._copies)
+        return bytes_of(self._copies)
 
     @property
     def kept_step(self) -> tf.Tensor:

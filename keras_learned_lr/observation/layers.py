@@ -36,6 +36,11 @@ def room_for(variables: list[keras.Variable]) -> list[tf.Variable]:
     return room
 
 
+def bytes_of(variables: list[tf.Variable]) -> int:
+    """Returns the memory of variables, in bytes."""
+    return sum(v.dtype.size * v.shape.num_elements() for v in variables)
+
+
 def fixed_batch_size(model: keras.Model) -> int | None:
     """Returns how many examples the model is built to take at once; None for any."""
     sizes = [tensor.shape[0] for tensor in getattr(model, "inputs", None) or []]

@@ -323,7 +323,7 @@ def _on_device(drawn: Subset) -> Subset:
 def _spread(drawn: Subset, size: int) -> Subset:
     """Returns so many of the examples, spread evenly over all."""
     counts = [len(leaves[0]) for leaves in drawn.groups]
-    chosen = np.arange(size) * sum(counts) // size
+    chosen = np.arange(size) * drawn.size // size
     groups, first = [], 0
     for leaves, count in zip(drawn.groups, counts, strict=True):
         own = chosen[(first <= chosen) & (chosen < first + count)] - first

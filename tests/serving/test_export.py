@@ -295,29 +295,26 @@ class TestCommand:
         assert lifted == dataclasses.replace(every(3), lift=0.1)
         assert not (tmp_path / "direct-lifted").exists()
 
-    def test_takes_another_envelope_and_refuses_one_it_does_not_know(self, tmp_path):
+    @pytest.mark.parametrize(
+        ("setting", "known", "unknown", "told"),
+        [
+            ("envelope", "linear", "sawtooth", "sawtooth"),
+            ("average", 0.2, 0.9, "Received: 0.9"),
+        ],
+    )
+    def test_finishes_runs_otherwise_and_refuses_what_it_cannot(
+        self, tmp_path, setting, known, unknown, told
+    ):
         controller = MLPController(form=every(3))
         export_version(controller, tmp_path / "a", observations(controller))
-        for envelope, code in (("linear", 0), ("sawtooth", 2)):
-            to = tmp_path / envelope
+        for value, code in ((known, 0), (unknown, 2)):
+            to = tmp_path / str(value)
             arguments = ["export", str(tmp_path / "a"), "--to", str(to)]
-            done = CliRunner().invoke(app, [*arguments, "--envelope", envelope])
+            done = CliRunner().invoke(app, [*arguments, f"--{setting}", str(value)])
             assert done.exit_code == code
-        exported = load_controller(tmp_path / "linear").action_form
-        assert exported == dataclasses.replace(every(3), envelope="linear")
-        assert "sawtooth" in done.output and not (tmp_path / "sawtooth").exists()
-
-    def test_averages_over_a_share_and_refuses_one_too_large(self, tmp_path):
-        controller = MLPController(form=every(3))
-        export_version(controller, tmp_path / "a", observations(controller))
-        for share, code in (("0.2", 0), ("0.9", 2)):
-            to = tmp_path / share
-            arguments = ["export", str(tmp_path / "a"), "--to", str(to)]
-            done = CliRunner().invoke(app, [*arguments, "--average", share])
-            assert done.exit_code == code
-        exported = load_controller(tmp_path / "0.2").action_form
-        assert exported == dataclasses.replace(every(3), average=0.2)
-        assert "Received: 0.9" in done.output and not (tmp_path / "0.9").exists()
+        exported = load_controller(tmp_path / str(known)).action_form
+        assert exported == dataclasses.replace(every(3), **{setting: known})
+        assert told in done.output and not (tmp_path / str(unknown)).exists()
 
     @pytest.mark.parametrize("given", ["fastest", "/"])
     def test_refuses_what_is_no_controller(self, tmp_path, given):
